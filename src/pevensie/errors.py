@@ -149,15 +149,25 @@ class ServerError(RedisError):
     Attributes:
         code: the first word of the server's message, such as ``"OOM"``, ``"READONLY"``,
             ``"NOPERM"``, ``"WRONGTYPE"`` or ``"ERR"``.
+        refused: whether the server provably executed nothing of what was asked. ``False`` only
+            where several commands travel together and some of them may have been executed.
     """
 
     code: str
+    refused: bool
 
     def __init__(
-        self, message: str, *, code: str = "ERR", sent: bool = True, server: str | None = None
+        self,
+        message: str,
+        *,
+        code: str = "ERR",
+        refused: bool = True,
+        sent: bool = True,
+        server: str | None = None,
     ) -> None:
         super().__init__(message, sent=sent, server=server)
         self.code = code
+        self.refused = refused
 
 
 class UnknownResponseError(RedisError):

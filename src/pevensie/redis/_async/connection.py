@@ -1,0 +1,473 @@
+"""One multiplexed connection: one socket, one event loop, many callers.
+
+Theory of operation. A caller *submits* an operation and awaits the future that it gets. What is
+submitted within one turn of the loop is a *batch*: it is written with one ``write`` and ends with
+``ECHO token``. Batches wait in a FIFO for their replies. The replies of a batch are handed out
+together, once as many have come as it asked for and the last of them is its token. Anything else
+closes the connection, and every caller gets an error.
+
+Why: one reply lost, doubled or injected (by a proxy, say, or a server's bug) shifts all that come
+after it, and with 40 calls in flight 39 callers would hold another's value before any timeout.
+
+Rules.
+ 1. An entry leaves the FIFO only when its replies have arrived, or the connection has died.
+    Cancelling or timing out a caller abandons its future, never its place.
+ 2. Between queueing and book-keeping there is no ``await`` and nothing raises: operations are
+    bytes already. A caller that is cancelled before its bytes are written is never sent.
+ 3. Small parts are joined and written once per turn. Not ``writelines``: in CPython 3.12.0-3.12.8
+    and 3.13.0-3.13.1 it never pauses the writer. Large parts are written as they are.
+ 4. One timer per connection, at the earliest deadline in the FIFO. A timer per call would double
+    the cost of a call.
+ 5. After a timeout the connection is *suspect*. If within one more ``timeout`` neither a token nor
+    any byte has come, it is closed with RST: a plain close would still send what is buffered.
+ 6. A reply that nobody waits for, and whatever the parser refuses, closes the connection.
+ 7. The write buffer is the transport's until it is full; then batches wait here, where callers
+    that are cancelled can still be left out.
+
+With ``integrity_checks=False`` batches end without a token; after a timeout all that is in flight
+is merged into one batch that does end with one. Where the server does not know ECHO, a timeout
+closes the connection.
+
+It must never: hand out a reply that is not its caller's, send on behalf of a caller that has left,
+hold a reference to the client above it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import warnings
+from collections import deque
+from collections.abc import Callable
+from math import inf
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from pevensie.errors import ConnectionLost
+from pevensie.redis import _failures
+from pevensie.redis._io.sockets import reset_on_close
+from pevensie.redis._ops import Op
+from pevensie.redis._resp import INCOMPLETE, LARGE, MAX_REPLY_BYTES, coalesced, new_reader
+from pevensie.redis._session import Tokens, echo
+
+MAX_CALLS: Final = 16_384
+"""Unsent and unanswered calls on one connection. Far above what a loop can keep busy (throughput
+levels off at some hundred), low enough that their book-keeping stays within a few megabytes."""
+
+MAX_BYTES: Final = 64 * 1024 * 1024
+"""Unsent and unanswered request bytes on one connection; one call may exceed it. Sixty-four
+values of a megabyte: more in flight gain nothing and only make memory grow."""
+
+WRITE_BUFFER: Final = 1024 * 1024
+"""Bytes in the transport's buffer from which batches wait here. Asyncio's own 64 KiB would pause
+for nearly every large value."""
+
+TIMER_RESOLUTION: Final = 0.01
+"""Seconds between two looks at the deadlines: with 10,000 calls on a frozen server, each look is
+a millisecond."""
+
+
+_Entry: TypeAlias = tuple[asyncio.Future[Any], Op[Any], float]
+"""A caller in the FIFO: its future, its operation, its deadline. A plain tuple: one per call."""
+
+
+class _Batch(NamedTuple):
+    """What was written at once."""
+
+    entries: list[_Entry]
+    replies: int
+    """How many it asked for, its token included."""
+    token: bytes | None
+    size: int
+    """Bytes of its operations."""
+
+
+class Connection(asyncio.Protocol):
+    """An open connection, used by one event loop."""
+
+    __slots__ = (
+        "_alarm",
+        "_alarm_at",
+        "_always_checked",
+        "_batches",
+        "_bytes",
+        "_calls",
+        "_checked",
+        "_completed",
+        "_echoes",
+        "_flush_scheduled",
+        "_gets",
+        "_last_was_lone",
+        "_loop",
+        "_on_room",
+        "_paused",
+        "_pending",
+        "_pending_bytes",
+        "_reader",
+        "_received",
+        "_replies",
+        "_since_reply",
+        "_sock",
+        "_suspicion",
+        "_timeout",
+        "_tokens",
+        "_transport",
+        "_why",
+        "closed",
+        "lost",
+        "queued",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        *,
+        timeout: float,
+        tokens: Tokens,
+        on_room: Callable[[int], None],
+    ) -> None:
+        """*timeout*: seconds, for rule 5. *on_room*: told how many calls have left."""
+        self._loop = loop
+        self._sock = sock
+        self._timeout = timeout
+        self._tokens = tokens
+        self._always_checked = False
+        self._checked = False
+        """Whether batches end with a token now."""
+        self._on_room = on_room
+        self._transport: asyncio.Transport | None = None
+        self.closed = False
+        """No more calls may be submitted."""
+        self.queued = False
+        """Callers wait for room; kept by whoever lets them wait."""
+        self.lost: asyncio.Future[None] = loop.create_future()
+        """Done when the socket is closed."""
+        self._echoes = False
+        """Whether tokens can be used."""
+        self._why: str | None = None
+        """Why this side gave the connection up; None: it did not."""
+
+        self._pending: list[_Entry] = []
+        self._pending_bytes = 0
+        self._flush_scheduled = False
+        self._last_was_lone = False
+        self._paused = False
+        self._batches: deque[_Batch] = deque()
+        self._calls = 0
+        self._bytes = 0
+
+        self._reader = new_reader()
+        self._gets = self._reader.gets
+        self._replies: list[Any] = []
+        """Replies that have come for the first batch."""
+        self._since_reply = 0
+        """Bytes received since the last whole reply."""
+        self._received = 0
+        """How often bytes have come."""
+        self._completed = 0
+        """How many batches were answered."""
+
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = inf
+        self._suspicion: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "suspect" if self._suspicion else "open"
+        return (
+            f"<Connection {state} pending={len(self._pending)} batches={len(self._batches)} "
+            f"calls={self._calls} bytes={self._bytes}>"
+        )
+
+    # -- what callers use --------------------------------------------------------------------
+
+    @property
+    def in_use(self) -> bool:
+        """Whether somebody waits for a reply."""
+        return any(
+            not future.done()
+            for entries in (self._pending, *(batch.entries for batch in self._batches))
+            for future, _, _ in entries
+        )
+
+    def submit(
+        self, op: Op[Any], size: int, deadline: float, *, waited: bool = False
+    ) -> asyncio.Future[Any] | None:
+        """Queue *op*; the future gets its replies, or a :exc:`RedisError`.
+
+        *size*: its bytes. *deadline* is a time of the loop's clock. To leave, a caller cancels the
+        future. ``None``: the connection is closed or full, or (unless *waited*) others were first.
+        """
+        if (
+            self._calls >= MAX_CALLS
+            or self._bytes >= MAX_BYTES
+            or self.closed
+            or (self.queued and not waited)
+        ):
+            return None
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._pending.append((future, op, deadline))
+        self._pending_bytes += size
+        self._bytes += size
+        self._calls += 1
+        if deadline < self._alarm_at:
+            self._set_alarm(deadline)
+        if not self._flush_scheduled:
+            if self._last_was_lone and not self._batches:
+                # One caller at a time: nobody to wait for, so save a turn of the loop.
+                self._flush()
+            else:
+                self._flush_scheduled = True
+                self._loop.call_soon(self._flush)
+        return future
+
+    def greeted(self, *, echoes: bool, integrity_checks: bool) -> None:
+        """The handshake, the first operation, went well: from now on, check integrity."""
+        self._echoes = echoes
+        self._always_checked = self._checked = echoes and integrity_checks
+
+    def give_up(self, why: str) -> None:
+        """Close with RST, now; whoever waits gets :exc:`ConnectionLost` that says *why*."""
+        if self._why is None:
+            self._why = why
+        if self._transport is not None and not self.closed:
+            reset_on_close(self._sock)
+            self._transport.abort()
+        self._fail_all(None)
+
+    def close(self) -> None:
+        """Close a connection that nobody waits on."""
+        self._why = self._why or "the cache was disconnected"
+        if self._transport is not None:
+            self._transport.close()
+        self._fail_all(None)
+
+    def orphaned(self) -> None:
+        """The loop is closed, and with it all ways to close a transport: let go of the socket."""
+        self.closed = True
+        self._sock.close()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            self._transport = None
+
+    # -- writing -----------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        pending = self._pending
+        if self._paused or self.closed or not pending:
+            return
+        self._pending = []
+        size, self._pending_bytes = self._pending_bytes, 0
+        parts: list[bytes] = []
+        replies = 0
+        if len(pending) == 1:
+            entries = pending if not pending[0][0].done() else []
+            self._last_was_lone = True
+        else:
+            entries = [entry for entry in pending if not entry[0].done()]
+            self._last_was_lone = False
+        left_out = len(pending) - len(entries)
+        if left_out:
+            self._calls -= left_out
+            if not entries:
+                self._bytes -= size
+                self._on_room(left_out)
+                return
+        for _, op, _ in entries:
+            parts += op.data
+            replies += op.replies
+        token = None
+        if self._checked:
+            token = self._tokens.next()
+            parts.append(echo(token))
+            replies += 1
+        self._batches.append(_Batch(entries, replies, token, size))
+        assert self._transport is not None
+        write = self._transport.write
+        if size < LARGE:
+            write(b"".join(parts))
+        else:
+            for part in coalesced(parts):
+                write(part)
+
+    # -- reading: asyncio.Protocol -----------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=WRITE_BUFFER)
+
+    def data_received(self, data: bytes) -> None:
+        if self.closed:
+            return
+        self._received += 1
+        replies = self._replies
+        before = len(replies)
+        gets = self._gets
+        try:
+            self._reader.feed(data)
+            while (reply := gets()) is not INCOMPLETE:
+                replies.append(reply)
+        except Exception as error:  # noqa: BLE001 - hiredis raises ProtocolError, MemoryError, TypeError
+            self.give_up(f"it sent what is not RESP ({type(error).__name__})")
+            return
+        if len(replies) == before:
+            self._since_reply += len(data)
+            if self._since_reply > MAX_REPLY_BYTES:
+                self.give_up(f"it sent {self._since_reply} bytes without one whole reply")
+            return
+        self._since_reply = 0
+        self._hand_out(replies)
+
+    def _hand_out(self, replies: list[Any]) -> None:
+        """Answer the batches whose replies are all there."""
+        batches = self._batches
+        answered = 0
+        while replies:
+            if not batches:
+                self.give_up("it sent a reply that nobody waits for")
+                return
+            batch = batches[0]
+            have, want = len(replies), batch.replies
+            if have < want:
+                if batch.token is not None and replies[-1] == batch.token:
+                    self.give_up(f"{want - have} of its replies were lost")
+                    return
+                break
+            if batch.token is not None and replies[want - 1] != batch.token:
+                self.give_up("its replies were out of step")
+                return
+            batches.popleft()
+            if have == want:
+                taken, replies = replies, []
+            else:
+                taken, replies = replies[:want], replies[want:]
+            self._replies = replies
+            self._completed += 1
+            self._bytes -= batch.size
+            self._calls -= len(batch.entries)
+            answered += len(batch.entries)
+            at = 0
+            for future, op, _ in batch.entries:
+                count = op.replies
+                if count == 1:
+                    reply: Any = taken[at]
+                else:
+                    reply = taken[at : at + count]
+                at += count
+                if not future.done():
+                    future.set_result(reply)
+        if answered:
+            self._on_room(answered)
+
+    def eof_received(self) -> None:
+        return None
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._flush()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail_all(exc)
+        self._transport = None
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    def _fail_all(self, cause: Exception | None) -> None:
+        """Tell whoever waits that the connection is gone. The second time, nobody waits."""
+        self.closed = True
+        for timer in (self._alarm, self._suspicion):
+            if timer is not None:
+                timer.cancel()
+        self._alarm = self._suspicion = None
+        batches, self._batches = self._batches, deque()
+        pending, self._pending = self._pending, []
+        left, self._calls = self._calls, 0
+        self._bytes = self._pending_bytes = 0
+        for sent, entries in (*((True, batch.entries) for batch in batches), (False, pending)):
+            for future, _, _ in entries:
+                if not future.done():
+                    future.set_exception(self._loss(cause, sent=sent))
+        self._replies = []
+        self._on_room(left)
+
+    def _loss(self, cause: Exception | None, *, sent: bool) -> ConnectionLost:
+        if self._why is not None:
+            message = f"the connection was given up: {self._why}"
+        else:
+            said = next((f": {r}" for r in self._replies if isinstance(r, Exception)), "")
+            message = f"the server closed the connection{said}"
+        error = ConnectionLost(message, sent=sent, closed_by_server=self._why is None)
+        error.__cause__ = cause
+        return error
+
+    # -- deadlines ---------------------------------------------------------------------------
+
+    def _set_alarm(self, deadline: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = deadline
+        self._alarm = self._loop.call_at(deadline, self._on_alarm)
+
+    def _on_alarm(self) -> None:
+        """Abandon the callers whose time is up, and look again at the next deadline."""
+        self._alarm = None
+        self._alarm_at = inf
+        now = self._loop.time()
+        sent_expired = False
+        earliest = inf
+        for sent, entries in (
+            *((True, batch.entries) for batch in self._batches),
+            (False, self._pending),
+        ):
+            for future, _, deadline in entries:
+                if future.done():
+                    continue
+                if deadline <= now:
+                    sent_expired |= sent
+                    future.set_exception(_failures.no_reply(self._timeout, sent=sent))
+                else:
+                    earliest = min(earliest, deadline)
+        if sent_expired:
+            self._suspect()
+        if not self.closed and earliest < inf:
+            self._set_alarm(max(earliest, now + TIMER_RESOLUTION))
+
+    def _suspect(self) -> None:
+        """A call that was sent has timed out (rule 5)."""
+        if not self._checked:
+            if not self._echoes:
+                self.give_up("a call timed out, and without ECHO its reply could come later")
+                return
+            self._checked = True
+            self._merge()
+        if self._suspicion is None and not self.closed:
+            self._expect_life()
+
+    def _merge(self) -> None:
+        """Hold back all replies that are in flight until a token has come."""
+        token = self._tokens.next()
+        entries = [entry for batch in self._batches for entry in batch.entries]
+        replies = sum(batch.replies for batch in self._batches) + 1
+        size = sum(batch.size for batch in self._batches)
+        self._batches = deque([_Batch(entries, replies, token, size)])
+        assert self._transport is not None
+        self._transport.write(echo(token))
+
+    def _expect_life(self) -> None:
+        self._suspicion = self._loop.call_later(
+            self._timeout, self._on_suspicion, self._completed, self._received
+        )
+
+    def _on_suspicion(self, completed: int, received: int) -> None:
+        self._suspicion = None
+        if self._completed != completed or not self._batches:
+            self._checked = self._always_checked
+            return
+        if self._received == received:
+            self.give_up(f"it has not answered for {2 * self._timeout * 1000:.0f} ms")
+        else:
+            self._expect_life()

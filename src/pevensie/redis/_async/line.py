@@ -1,0 +1,186 @@
+"""A line: the one connection to a server in one event loop, dialled again when it is lost.
+
+Callers that find the connection closed wait, within their own deadlines, for one dial that they
+share; see :mod:`pevensie.redis._backoff` for when that is. The dial is a task of its own: a caller
+that is cancelled leaves it running for the others. Callers that find the connection full wait in
+order of arrival.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import OrderedDict
+from typing import Any, Final
+
+from pevensie.errors import PoolError, RedisError
+from pevensie.redis import _failures
+from pevensie.redis._async.connection import Connection
+from pevensie.redis._async.dial import dial
+from pevensie.redis._backoff import FAIL_FAST_AFTER, Backoff
+from pevensie.redis._ops import Op
+from pevensie.redis._retry import Retry, may_resend
+from pevensie.redis.config import RedisConfig
+
+MAX_WAITING: Final = 16_384
+"""Callers that wait for room. Who comes later is refused at once: at some hundred bytes each, what
+waits is worth a few megabytes, and it will not be served in time anyway."""
+
+
+class Line:
+    """A connection that comes back."""
+
+    __slots__ = ("_backoff", "_config", "_dialling", "_waiting", "callers", "closed", "connection")
+
+    def __init__(self, config: RedisConfig) -> None:
+        self._config = config
+        self._backoff = Backoff(random.random)
+        self._dialling: asyncio.Task[RedisError | None] | None = None
+        self._waiting: OrderedDict[asyncio.Future[None], None] = OrderedDict()
+        self.connection: Connection | None = None
+        """The latest one, open or not."""
+        self.callers = 0
+        """Callers that wait for a connection, or for room."""
+        self.closed = False
+
+    def __repr__(self) -> str:
+        return f"<Line {self.connection} callers={self.callers} {self._backoff}>"
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a call is in flight."""
+        return self.callers > 0 or (self.connection is not None and self.connection.in_use)
+
+    async def start(self) -> None:
+        """Dial once, unless there is an open connection; raise how that failed."""
+        if self.connection is None or self.connection.closed:
+            self._keep(await dial(self._config, self._on_room))
+
+    async def submit(self, op: Op[Any], size: int, deadline: float) -> asyncio.Future[Any]:
+        """Queue *op* as soon as there is an open connection with room for it."""
+        self.callers += 1
+        waiting_for = "a connection"
+        try:
+            async with asyncio.timeout_at(deadline):
+                while True:
+                    connection = self.connection
+                    if self.closed:
+                        raise _failures.not_connected()
+                    if connection is None or connection.closed:
+                        waiting_for = "a connection"
+                        await self._redialled()
+                        continue
+                    future = connection.submit(op, size, deadline, waited=waiting_for == "room")
+                    if future is not None:
+                        self._wake(1)
+                        return future
+                    waiting_for, again = "room", waiting_for == "room"
+                    await self._room(first=again)
+        except RedisError:
+            raise
+        except TimeoutError:
+            raise self._late(waiting_for) from None
+        finally:
+            self.callers -= 1
+
+    def drop(self, why: str) -> None:
+        """Give the connection up, so that the next call dials, and looks the name up, again."""
+        if self.connection is not None:
+            self.connection.give_up(why)
+
+    async def close(self) -> None:
+        """Close for good. Whoever still waits is told so."""
+        self.closed = True
+        if self._dialling is not None:
+            self._dialling.cancel()
+        self._wake(len(self._waiting))
+        connection = self.connection
+        if connection is not None:
+            if connection.in_use:
+                connection.give_up("the cache was disconnected")
+            else:
+                connection.close()
+            await asyncio.wait((connection.lost,), timeout=1.0)
+
+    # -- dialling ----------------------------------------------------------------------------
+
+    async def _redialled(self) -> None:
+        """Wait for the dial under way, or begin it; raise if that is of no use."""
+        loop = asyncio.get_running_loop()
+        task = self._dialling
+        failure = self._backoff.failure
+        if task is None:
+            if failure is not None and self._backoff.fails_fast(loop.time()):
+                raise _failures.again(failure)
+            task = self._dialling = loop.create_task(self._redial())
+        elif failure is not None and self._backoff.failures >= FAIL_FAST_AFTER:
+            raise _failures.again(failure)
+        await asyncio.wait((task,))
+        if task.cancelled():
+            return
+        error = task.result()
+        if error is not None and (
+            self._backoff.failures >= FAIL_FAST_AFTER or not may_resend(Retry.NEVER, error)
+        ):
+            raise _failures.again(error)
+
+    async def _redial(self) -> RedisError | None:
+        """Dial, after the pause that is due. How it failed is returned, for any number to read."""
+        loop = asyncio.get_running_loop()
+        try:
+            await asyncio.sleep(self._backoff.next_dial - loop.time())
+            self._keep(await dial(self._config, self._on_room))
+        except RedisError as error:
+            self._backoff.failed(error, loop.time())
+            return error
+        finally:
+            self._dialling = None
+        return None
+
+    def _keep(self, connection: Connection) -> None:
+        self._backoff.succeeded()
+        self.connection = connection
+        connection.queued = bool(self._waiting)
+
+    # -- room --------------------------------------------------------------------------------
+
+    async def _room(self, *, first: bool) -> None:
+        """Wait until there may be room. *first*: this caller was next already."""
+        if len(self._waiting) >= MAX_WAITING:
+            raise PoolError(f"{MAX_WAITING} calls are waiting already; the server does not keep up")
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[future] = None
+        if first:
+            self._waiting.move_to_end(future, last=False)
+        self._mark()
+        try:
+            await future
+        except BaseException:
+            self._waiting.pop(future, None)
+            if not future.cancelled():
+                self._wake(1)  # this caller was woken and leaves all the same: pass it on
+            raise
+
+    def _on_room(self, calls: int) -> None:
+        if self._waiting:
+            self._wake(calls)
+
+    def _wake(self, callers: int) -> None:
+        waiting = self._waiting
+        while waiting and callers > 0:
+            future, _ = waiting.popitem(last=False)
+            if not future.done():
+                future.set_result(None)
+                callers -= 1
+        self._mark()
+
+    def _mark(self) -> None:
+        if self.connection is not None:
+            self.connection.queued = bool(self._waiting)
+
+    def _late(self, waiting_for: str) -> RedisError:
+        milliseconds = round(self._config.timeout_seconds * 1000)
+        if waiting_for == "room":
+            message = f"no room for one more call within {milliseconds} ms; the server is too slow"
+            return PoolError(message)
+        return _failures.no_connection(self._config.timeout_seconds, self._backoff.failure)

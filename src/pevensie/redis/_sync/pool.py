@@ -1,0 +1,248 @@
+"""The pool: up to ``pool_size`` connections that threads borrow, one call at a time.
+
+``_idle`` is a stack, so that few connections stay warm. Taking from it and putting back are single
+steps of a list and need no lock; the lock is for everything else: growing, waiting, closing. No
+wake-up is lost: who waits counts itself in ``_waiting`` first and then looks at the stack again;
+who gives back appends first and then looks at ``_waiting``.
+
+``_open`` holds every open connection weakly. A borrower that is interrupted between borrowing and
+its ``try`` drops the last reference, which closes the connection and makes room for another.
+
+While the server cannot be reached, one thread dials at a time; see
+:mod:`pevensie.redis._backoff` for who waits for it and who is refused.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+import weakref
+
+from pevensie.errors import PoolError, RedisError, StartError
+from pevensie.redis import _failures
+from pevensie.redis._backoff import FAIL_FAST_AFTER, Backoff
+from pevensie.redis._sync.connection import Connection
+from pevensie.redis._sync.dial import dial
+from pevensie.redis.config import RedisConfig
+
+
+class Pool:
+    """Connections to one server. Threads may share it."""
+
+    __slots__ = (
+        "_backoff", "_config", "_dial_ended", "_dialling", "_given_back", "_idle", "_lock",
+        "_open", "_probing", "_refuses", "_waiting",
+    )  # fmt: skip
+
+    def __init__(self, config: RedisConfig) -> None:
+        self._config = config
+        self._backoff = Backoff(random.random)
+        self._refuses = False
+        """No more connections are handed out."""
+        self._start_empty()
+
+    def _start_empty(self) -> None:
+        self._lock = threading.RLock()
+        self._given_back = threading.Condition(self._lock)
+        """There is an idle connection, or room for another."""
+        self._dial_ended = threading.Condition(self._lock)
+        """A dial has ended, or, while draining, a connection was closed."""
+        self._idle: list[Connection] = []
+        self._open: weakref.WeakSet[Connection] = weakref.WeakSet()
+        """Idle and borrowed."""
+        self._dialling = 0
+        self._probing = False
+        """A thread dials a server that could not be reached before."""
+        self._waiting = 0
+        """Threads that wait for a connection to be given back."""
+
+    def __repr__(self) -> str:
+        return (
+            f"<Pool {self._config.address} open={len(self._open)} idle={len(self._idle)} "
+            f"dialling={self._dialling} waiting={self._waiting} {self._backoff}>"
+        )
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a connection is borrowed, or about to be."""
+        return self._dialling > 0 or len(self._open) > len(self._idle)
+
+    # -- borrowing ---------------------------------------------------------------------------
+
+    def acquire(self, deadline: float) -> Connection:
+        """A connection that is fit for use, until :meth:`release`.
+
+        Waits for one until *deadline* (of ``time.monotonic``); opens one if there is room. Raises
+        :exc:`PoolError`, :exc:`NotConnected` or how dialling failed.
+        """
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                waited = self._wait(deadline)
+                if waited is None:
+                    return self._dial(deadline)
+                connection = waited
+            if connection.usable():
+                return connection
+            self._discard(connection)
+
+    def release(self, connection: Connection) -> None:
+        """Give back what :meth:`acquire` returned. What is not clean is closed."""
+        if connection.dirty or self._refuses:
+            self._discard(connection)
+            return
+        self._idle.append(connection)
+        if self._waiting:
+            with self._lock:
+                self._given_back.notify()
+        if self._refuses:
+            self._close_idle()
+
+    def start(self, deadline: float) -> None:
+        """Open one connection and keep it. One attempt."""
+        with self._lock:
+            if self._refuses:
+                raise _failures.not_connected()
+            self._dialling += 1
+        self.release(self._opened(deadline))
+
+    def _wait(self, deadline: float) -> Connection | None:
+        """An idle connection as soon as there is one; ``None``: dial, room is reserved."""
+        with self._lock:
+            self._waiting += 1
+            try:
+                while True:
+                    if self._refuses:
+                        raise _failures.not_connected()
+                    try:
+                        return self._idle.pop()
+                    except IndexError:
+                        pass
+                    if len(self._open) + self._dialling < self._config.pool_size:
+                        self._dialling += 1
+                        return None
+                    if not self._given_back.wait(max(0.0, deadline - time.monotonic())):
+                        self._refuse(deadline)
+            finally:
+                self._waiting -= 1
+
+    def _refuse(self, deadline: float) -> None:
+        if time.monotonic() >= deadline and not self._idle:
+            raise PoolError(
+                f"all {self._config.pool_size} connections were busy for "
+                f"{self._config.timeout_seconds * 1000:.0f} ms; raise RedisConfig.pool_size"
+            )
+
+    def _discard(self, connection: Connection) -> None:
+        connection.close()
+        with self._lock:
+            self._open.discard(connection)
+            self._given_back.notify()
+            if self._refuses:
+                self._dial_ended.notify_all()
+
+    # -- dialling ----------------------------------------------------------------------------
+
+    def _dial(self, deadline: float) -> Connection:
+        """A new connection, for which room is reserved, once it is this thread's turn to dial."""
+        try:
+            self._await_turn(deadline)
+        except BaseException:
+            self._dialled(None)
+            raise
+        return self._opened(deadline)
+
+    def _opened(self, deadline: float) -> Connection:
+        connection: Connection | None = None
+        started = time.monotonic()
+        try:
+            connection = dial(self._config, deadline)
+            self._backoff.succeeded()
+            return connection
+        except RedisError as error:
+            if isinstance(error, StartError) and self._too_short(started, deadline):
+                raise _failures.no_connection(self._config.timeout_seconds, error) from error
+            self._backoff.failed(error, time.monotonic())
+            raise
+        finally:
+            self._dialled(connection)
+
+    def _dialled(self, connection: Connection | None) -> None:
+        with self._lock:
+            self._dialling -= 1
+            self._probing = False
+            if connection is not None:
+                self._open.add(connection)
+            else:
+                self._given_back.notify()
+            self._dial_ended.notify_all()
+
+    def _too_short(self, started: float, deadline: float) -> bool:
+        """Whether a dial ran out of time because its caller had little left: not the server's
+        failure."""
+        return deadline - started < self._config.timeout_seconds / 2 and (
+            time.monotonic() >= deadline
+        )
+
+    def _await_turn(self, deadline: float) -> None:
+        """Return when this thread may dial: at once if all is well, else one thread at a time,
+        after the pause that is due."""
+        backoff = self._backoff
+        with self._lock:
+            while backoff.failure is not None:
+                if self._refuses:
+                    raise _failures.not_connected()
+                now = time.monotonic()
+                due = not self._probing and now >= backoff.next_dial
+                if due:
+                    self._probing = True
+                    return
+                if backoff.failures >= FAIL_FAST_AFTER:
+                    raise _failures.again(backoff.failure)
+                if now >= deadline:
+                    raise _failures.no_connection(self._config.timeout_seconds, backoff.failure)
+                until = deadline if self._probing else min(deadline, backoff.next_dial)
+                self._dial_ended.wait(until - now)
+
+    # -- closing -----------------------------------------------------------------------------
+
+    def drain(self, deadline: float) -> None:
+        """Hand out no more connections; wait for those that are borrowed until *deadline*."""
+        with self._lock:
+            self._refuses = True
+            self._given_back.notify_all()
+            self._dial_ended.notify_all()
+        self._close_idle()
+        with self._lock:
+            while self.in_use and (left := deadline - time.monotonic()) > 0:
+                self._dial_ended.wait(left)
+
+    def close(self) -> None:
+        """Close every connection, also under those who use them, and hand out no more."""
+        self.drain(time.monotonic())
+        with self._lock:
+            borrowed = list(self._open)
+        for connection in borrowed:
+            connection.give_up()
+
+    def forget(self) -> None:
+        """In a forked child: the connections are the parent's, and so is whoever held the lock."""
+        inherited = list(self._open)
+        self._start_empty()
+        for connection in inherited:
+            connection.dirty = False
+            connection.close()
+
+    def drop_idle(self) -> None:
+        """Close what is idle, so that the next call dials, and looks the name up, again."""
+        self._close_idle()
+
+    def _close_idle(self) -> None:
+        while self._idle:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return
+            self._discard(connection)
