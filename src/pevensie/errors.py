@@ -6,7 +6,7 @@
     ├── NotConnected              the cache was disconnected, or never connected
     ├── AlreadyConnected          this colour is open already (async: in this event loop)
     ├── CodecError                a stored value that is not what its reader expects
-    └── DriverError               .sent: False means that the server provably did not get the command
+    └── DriverError               .sent: False: the server provably did not get the command
         └── RedisError
             ├── StartError            (a builtin ConnectionError)  no connection could be opened
             ├── AuthenticationFailed  wrong or missing credentials; never retried

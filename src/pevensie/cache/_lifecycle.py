@@ -88,7 +88,7 @@ class PevensieCache:
             for home, _ in self._async_caches:
                 if home is None or home is loop:
                     raise AlreadyConnected(
-                        "this cache is connected already in this event loop; use that, or disconnect"
+                        "this cache is connected already in this loop; use that, or disconnect"
                     )
             cache = AsyncCache(self, self._driver.open_async(), self._encode)
             self._async_caches.append((loop, weakref.ref(cache)))

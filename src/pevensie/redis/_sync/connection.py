@@ -151,7 +151,7 @@ class Connection:
                 while (reply := gets()) is not INCOMPLETE:
                     replies.append(reply)
                     since_reply = 0
-            except Exception as error:  # noqa: BLE001 - hiredis: ProtocolError, MemoryError, TypeError
+            except Exception as error:
                 raise UnknownResponseError(
                     f"the server sent what is not RESP ({type(error).__name__}); is this a "
                     "Redis-compatible server?"
