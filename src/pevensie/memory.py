@@ -487,8 +487,8 @@ def driver_from_url(url: str) -> MemoryDriver:
     Raises:
         TypeError: *url* is no ``str``.
         ValueError: it is no such URL; the message names the part that is wrong, and for a
-            parameter that does not exist the nearest one that does. It never holds the URL
-            itself, which may be another server's, with a password.
+            parameter that does not exist the nearest one that does. Of the URL it quotes no more
+            than the name of a parameter: the URL may be another server's, with a password.
     """
     # Not needed to use a cache, and slow to import.
     from urllib.parse import parse_qsl, urlsplit
@@ -523,7 +523,7 @@ def driver_from_url(url: str) -> MemoryDriver:
     max_entries = parameters.get("max_entries", str(_MAX_ENTRIES))
     # Stricter than int(), which also takes "1_000" and " 5"; 18 digits are beyond any memory.
     if not (max_entries.isascii() and max_entries.isdigit() and len(max_entries) <= 18):
-        raise ValueError(f"max_entries in the memory URL must be a whole number: {max_entries!r}")
+        raise ValueError("max_entries in the memory URL must be a whole number of at least 1")
     return MemoryDriver(max_entries=int(max_entries), namespace=parameters.get("namespace"))
 
 

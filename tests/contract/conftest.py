@@ -8,6 +8,8 @@ cancelling, and runs for that colour only.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import os
 import sys
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import AbstractContextManager
@@ -16,13 +18,27 @@ from typing import Any
 import pytest
 from contract_subject import Subject, Variant
 
+import servers
 from pevensie import memory
 from pevensie.drivers import Driver
+from pevensie.redis import new_cache_driver
 
 
 @contextlib.contextmanager
 def memory_driver(request: pytest.FixtureRequest) -> Generator[Driver]:
     yield memory.new_cache_driver()
+
+
+def on_server(
+    label: str, *, unix_socket: bool = False, **fields: Any
+) -> Callable[[pytest.FixtureRequest], AbstractContextManager[Driver]]:
+    @contextlib.contextmanager
+    def redis_driver(request: pytest.FixtureRequest) -> Generator[Driver]:
+        server = request.getfixturevalue("shared_servers").get(label)
+        config = server.unix_config if unix_socket else server.config
+        yield new_cache_driver(dataclasses.replace(config, **fields))
+
+    return redis_driver
 
 
 # ---- Plug a driver in here -----------------------------------------------------------------------
@@ -32,7 +48,13 @@ def memory_driver(request: pytest.FixtureRequest) -> Generator[Driver]:
 # empty: the tests use keys of their own and remove them.
 DRIVERS: dict[str, Callable[[pytest.FixtureRequest], AbstractContextManager[Driver]]] = {
     "memory": memory_driver,
+    "valkey-9": on_server("valkey-9"),
+    "redis-7": on_server("redis-7"),
+    "valkey-9-single": on_server("valkey-9", set_mode="single", integrity_checks=False),
+    "redis-7-unix-socket": on_server("redis-7", unix_socket=True),
 }
+if os.environ.get(servers.TEST_URL):
+    DRIVERS = {"memory": memory_driver, "external": on_server("external")}
 # --------------------------------------------------------------------------------------------------
 
 

@@ -735,12 +735,21 @@ def test_a_client_certificate_is_loaded(pki: Path, key: str) -> None:
         ("ssl_certfile={0}/cert.pem&ssl_keyfile={0}/encrypted.pem", "cannot be loaded"),
     ],
 )
-def test_bad_tls_parameters_are_value_errors_and_never_a_prompt(
-    pki: Path, query: str, message: str
-) -> None:
-    """An encrypted key without a password would make OpenSSL ask for one on the terminal."""
+def test_bad_tls_parameters_are_value_errors(pki: Path, query: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         context_of(query.format(pki))
+
+
+def test_openssl_never_asks_for_a_password_on_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would where the key is encrypted and the password is None."""
+    passwords: list[object] = []
+
+    def load(_context: ssl.SSLContext, _file: str, _key: str | None, password: object) -> None:
+        passwords.append(password)
+
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", load)
+    context_of("ssl_certfile=cert.pem&ssl_keyfile=key.pem")
+    assert passwords == [""]
 
 
 # The environment

@@ -11,7 +11,7 @@ from typing import TypeVar
 from pevensie.errors import ConnectionLost, DeadlineExceeded, RedisError
 from pevensie.redis import _session
 from pevensie.redis._async.connection import Connection
-from pevensie.redis._io import sockets
+from pevensie.redis._io import log, sockets
 from pevensie.redis.config import RedisConfig
 
 T = TypeVar("T")
@@ -83,6 +83,8 @@ async def _greet(
         raise sockets.handshake_cut(error.args[0], config) from error
     except DeadlineExceeded as error:
         raise sockets.handshake_cut("the server does not answer", config) from error
+    if config.integrity_checks and not greeting.echoes:
+        log.echo_refused(config.address)
     connection.greeted(echoes=greeting.echoes, integrity_checks=config.integrity_checks)
 
 

@@ -8,7 +8,7 @@ import time
 
 from pevensie.errors import ConnectionLost, DeadlineExceeded, RedisError
 from pevensie.redis import _session
-from pevensie.redis._io import sockets
+from pevensie.redis._io import log, sockets
 from pevensie.redis._sync.connection import Connection
 from pevensie.redis.config import RedisConfig
 
@@ -59,11 +59,13 @@ def _greet(
     token = _session.Tokens(os.urandom(8).hex().encode()).next()
     op = _session.handshake(config, password, token)
     try:
-        connection.execute(op, deadline)
+        greeting = connection.execute(op, deadline)
     except ConnectionLost as error:
         raise sockets.handshake_cut(error.args[0], config) from error
     except DeadlineExceeded as error:
         raise sockets.handshake_cut("the server does not answer", config) from error
+    if config.integrity_checks and not greeting.echoes:
+        log.echo_refused(config.address)
 
 
 def _password(config: RedisConfig, deadline: float) -> str | None:
