@@ -7,9 +7,30 @@ from collections.abc import Iterator
 
 import pytest
 
+import colours
+import fakes
 import servers
 
 LABELS = list(servers.INSTALL)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(params=colours.COLOURS)
+def colour(request: pytest.FixtureRequest) -> str:
+    """``"sync"``, then ``"async"``: what ``colours.connected`` takes."""
+    chosen: str = request.param
+    return chosen
+
+
+@pytest.fixture
+def fake() -> Iterator[fakes.FakeServer]:
+    """A server that answers as the test tells it to."""
+    with fakes.FakeServer() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

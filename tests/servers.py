@@ -325,6 +325,7 @@ class LocalServer(Server):
 
     def reset(self) -> None:
         try:
+            self.resume()
             self.command("FLUSHALL")
             users = [user for user in self.command("ACL", "USERS") if user != b"default"]
             if users:
@@ -339,7 +340,10 @@ class LocalServer(Server):
 
 
 class ExternalServer(Server):
-    """The server at ``PEVENSIE_TEST_URL``. Its database has to be empty, and is flushed."""
+    """The server at ``PEVENSIE_TEST_URL``. Its database has to be empty, and is flushed.
+
+    Nobody else should use the server meanwhile: :meth:`clients` and :meth:`monitor` would see them.
+    """
 
     def __init__(self, url: str) -> None:
         self.config = RedisConfig.from_url(url)

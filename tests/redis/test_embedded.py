@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,22 @@ from pevensie.redis.config import RedisConfig
 
 
 @pytest.fixture(autouse=True)
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where the servers of a test make their folders; it must be empty at the end."""
+def folders(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the servers of a test make their folders; they must be gone at the end."""
     parent = Path(tempfile.mkdtemp(prefix="pv-"))  # tmp_path may be too long for a socket
     monkeypatch.setattr(tempfile, "tempdir", str(parent))
     monkeypatch.setenv("TMPDIR", str(parent))
     yield parent
+    wait_for(lambda: not list(parent.iterdir()))
     parent.rmdir()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Return once it holds; a watcher whose owner is gone needs a few milliseconds."""
+    deadline = time.monotonic() + 2
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    assert condition()
 
 
 def server_pid(config: RedisConfig) -> int:
@@ -160,7 +169,7 @@ def test_the_server_dies_with_its_owner(how: str, folders: Path) -> None:
     ) as owner:
         assert owner.stdin is not None
         assert owner.stdout is not None
-        owned = {"child": None}
+        owned: dict[str, Any] = {"child": None}
         try:
             owned = json.loads(owner.stdout.readline())
             assert is_alive(owned["server"])
@@ -168,13 +177,8 @@ def test_the_server_dies_with_its_owner(how: str, folders: Path) -> None:
             owner.stdin.flush()
             if how != "exec":
                 owner.wait(timeout=10)
-            deadline = time.monotonic() + 2
-            while (is_alive(owned["server"]) or any(folders.iterdir())) and (
-                time.monotonic() < deadline
-            ):
-                time.sleep(0.005)
-            assert not is_alive(owned["server"])
-            assert not list(folders.iterdir())
+            wait_for(lambda: not is_alive(owned["server"]))
+            wait_for(lambda: not list(folders.iterdir()))
             assert owned["child"] is None or is_alive(owned["child"])
         finally:
             owner.kill()

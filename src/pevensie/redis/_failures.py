@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
+from typing import Any
+
+import hiredis
 
 from pevensie.errors import DeadlineExceeded, NotConnected, RedisError, ShutdownError
 
@@ -34,6 +38,12 @@ def no_connection(timeout: float, failure: RedisError | None) -> DeadlineExceede
     """The deadline of a call has passed before there was a connection."""
     last = "" if failure is None else f"; the last attempt: {failure.args[0]}"
     return DeadlineExceeded(f"no connection within {_milliseconds(timeout)}{last}", sent=False)
+
+
+def closed_by_server(replies: Iterable[Any], reason: str = "") -> str:
+    """What to say of a connection that the other side closed. *replies*: its last words."""
+    said = next((f": {r}" for r in replies if isinstance(r, hiredis.ReplyError)), "")
+    return f"the server closed the connection{reason}{said.partition('. ')[0]}"
 
 
 def again(error: RedisError) -> RedisError:

@@ -42,6 +42,8 @@ from collections.abc import Callable
 from math import inf
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
+import hiredis
+
 from pevensie.errors import ConnectionLost
 from pevensie.redis import _failures
 from pevensie.redis._io.sockets import reset_on_close
@@ -324,7 +326,9 @@ class Connection(asyncio.Protocol):
         answered = 0
         while replies:
             if not batches:
-                self.give_up("it sent a reply that nobody waits for")
+                unasked = replies[0]
+                said = f": {unasked}" if isinstance(unasked, hiredis.ReplyError) else ""
+                self.give_up(f"it sent a reply that nobody waits for{said}")
                 return
             batch = batches[0]
             have, want = len(replies), batch.replies
@@ -397,8 +401,7 @@ class Connection(asyncio.Protocol):
         if self._why is not None:
             message = f"the connection was given up: {self._why}"
         else:
-            said = next((f": {r}" for r in self._replies if isinstance(r, Exception)), "")
-            message = f"the server closed the connection{said}"
+            message = _failures.closed_by_server(self._replies)
         error = ConnectionLost(message, sent=sent, closed_by_server=self._why is None)
         error.__cause__ = cause
         return error

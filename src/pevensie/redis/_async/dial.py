@@ -93,7 +93,7 @@ async def _password(config: RedisConfig) -> str | None:
     if ask is None:
         return config.password if isinstance(config.password, str) else None
     try:
-        return await _in_thread(ask)
+        return sockets.check_password(await _in_thread(ask))
     except Exception as error:  # noqa: BLE001 - the user's callable may raise anything
         raise sockets.password_error(error, config) from None
 

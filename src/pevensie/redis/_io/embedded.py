@@ -26,7 +26,6 @@ TCP first, so an answer means that the port is its own.
 
 from __future__ import annotations
 
-import atexit
 import importlib.util
 import os
 import shutil
@@ -194,19 +193,12 @@ def _in_forked_child() -> None:
     _lock.release()
 
 
-def _at_exit() -> None:
-    """Servers whose ``with`` block never ended, say one in a daemon thread, end without noise."""
-    for server in list(_live):
-        server.stop()
-
-
 if sys.platform != "win32":
     os.register_at_fork(
         before=_lock.acquire,
         after_in_parent=_lock.release,
         after_in_child=_in_forked_child,
     )
-atexit.register(_at_exit)
 
 
 def _parent_folder() -> str:

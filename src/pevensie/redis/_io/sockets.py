@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import os
 import queue
 import select
 import socket
@@ -29,7 +30,7 @@ the idle limits of the usual load balancers and NATs (350 s on AWS, 240 s on Azu
 def known_addresses(config: RedisConfig) -> list[Address] | None:
     """The addresses that need no look-up; ``None``: :func:`look_up` has to ask for them."""
     if config.unix_socket is not None:
-        return [(socket.AF_UNIX, config.unix_socket)]
+        return [(socket.AF_UNIX, os.fspath(config.unix_socket))]
     try:
         return _addresses(config, socket.AI_NUMERICHOST)
     except socket.gaierror:
@@ -115,6 +116,14 @@ def ask_password(config: RedisConfig) -> Callable[[], str] | None:
     return config.password if callable(config.password) else None
 
 
+def check_password(password: object) -> str:
+    """What the callable returned, if it can be sent."""
+    if not isinstance(password, str):
+        raise TypeError
+    password.encode()
+    return password
+
+
 def in_thread(function: Callable[[], T], done: Callable[[T | BaseException], None]) -> None:
     """Run *function*, which may block for long, in a daemon thread, and hand over its outcome.
 
@@ -174,12 +183,15 @@ _NOT_TLS: Final = {"WRONG_VERSION_NUMBER", "UNEXPECTED_MESSAGE", "RECORD_LAYER_F
 
 def handshake_cut(said: str, config: RedisConfig) -> StartError:
     """The server closed the connection, or fell silent, before the handshake was complete."""
-    hint = "" if config.tls is not False else "; does it expect TLS?"
+    explained = config.tls is not False or "ERR " in said or "DENIED " in said
+    hint = "" if explained else "; does it expect TLS?"
     return StartError(f"no handshake: {said}{hint}", server=config.address)
 
 
 def password_error(error: BaseException, config: RedisConfig) -> StartError:
     """The password callable failed. Its own message stays out: it may hold what it must not."""
     return StartError(
-        f"RedisConfig.password, a callable, raised {type(error).__name__}", server=config.address
+        "RedisConfig.password, a callable, must return a str in time; "
+        f"it ended in {type(error).__name__}",
+        server=config.address,
     )

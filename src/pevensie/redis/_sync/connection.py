@@ -17,6 +17,8 @@ import ssl
 import time
 from typing import Any, Final, TypeVar
 
+import hiredis
+
 from pevensie.errors import ConnectionLost, DeadlineExceeded, UnknownResponseError
 from pevensie.redis import _failures
 from pevensie.redis._io.sockets import Readiness, reset_on_close
@@ -124,7 +126,15 @@ class Connection:
         except OSError as error:
             if isinstance(error, DeadlineExceeded):
                 raise
-            raise self._lost(error, sent=begun) from error
+            raise self._lost(error, self._last_words(), sent=begun) from error
+
+    def _last_words(self) -> list[Any]:
+        """What the other side has said before it closed."""
+        try:
+            self._reader.feed(self._sock.recv(FIRST_READ))
+            return [self._reader.gets()]
+        except (OSError, hiredis.ProtocolError):
+            return []
 
     def _send_rest(self, part: bytes, count: int, deadline: float) -> None:
         with memoryview(part) as view:
@@ -142,7 +152,7 @@ class Connection:
         replies: list[Any] = []
         size, since_reply = FIRST_READ, 0
         while True:
-            data = self._read(size, deadline)
+            data = self._read(size, replies, deadline)
             if len(data) == size:
                 size = MORE_READ
             since_reply += len(data)
@@ -168,8 +178,9 @@ class Connection:
                     f"the server sent {since_reply} bytes without one whole reply"
                 )
 
-    def _read(self, size: int, deadline: float) -> bytes:
-        """Some bytes, at least one. Encrypted ones may be waiting in the TLS layer already."""
+    def _read(self, size: int, replies: list[Any], deadline: float) -> bytes:
+        """Some bytes, at least one, after *replies*. Encrypted ones may be waiting in the TLS layer
+        already."""
         wait = not self._encrypted
         while True:
             if wait and not self._ready.to_read(deadline - time.monotonic()):
@@ -180,13 +191,13 @@ class Connection:
                 wait = True
                 continue
             except OSError as error:
-                raise self._lost(error, sent=True) from error
+                raise self._lost(error, replies, sent=True) from error
             if not data:
-                raise self._lost(None, sent=True)
+                raise self._lost(None, replies, sent=True)
             return data
 
-    def _lost(self, error: OSError | None, *, sent: bool) -> ConnectionLost:
+    def _lost(self, error: OSError | None, replies: list[Any], *, sent: bool) -> ConnectionLost:
         if self._given_up:
             return ConnectionLost("the cache was disconnected", sent=sent, closed_by_server=False)
         reason = "" if error is None else f" ({error.strerror or type(error).__name__})"
-        return ConnectionLost(f"the server closed the connection{reason}", sent=sent)
+        return ConnectionLost(_failures.closed_by_server(replies, reason), sent=sent)

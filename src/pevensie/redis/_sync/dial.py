@@ -73,7 +73,7 @@ def _password(config: RedisConfig, deadline: float) -> str | None:
     if ask is None:
         return config.password if isinstance(config.password, str) else None
     try:
-        return sockets.within(_left(deadline), ask)
+        return sockets.check_password(sockets.within(_left(deadline), ask))
     except Exception as error:  # noqa: BLE001 - the user's callable may raise anything
         raise sockets.password_error(error, config) from None
 

@@ -1,0 +1,7 @@
+"""``python -m pevensie`` is the command ``pevensie``."""
+
+import sys
+
+from pevensie.cli import main
+
+sys.exit(main())
