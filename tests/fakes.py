@@ -86,13 +86,22 @@ class FakeServer:
             except OSError:
                 pass
 
+    def stop(self) -> None:
+        """Go away, for good."""
+        if self._listener.fileno() != -1:
+            self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
+        self.close_connections()
+
+    def freeze(self) -> None:
+        """Answer nothing any more but handshakes."""
+        self.transform = lambda answers: b""
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self.close_connections()
+        self.stop()
         for thread in self._threads:
             thread.join(5)
         for sock in self._sockets:

@@ -223,7 +223,9 @@ def _step(line: str, expected: Expected, result: object) -> Step:
         held = bool(expected(result))
     else:
         held = type(result) is type(expected) and result == expected
-    return Step(line, _as_redis_cli(result) if line.startswith("redis-cli ") else repr(result), held)
+    return Step(
+        line, _as_redis_cli(result) if line.startswith("redis-cli ") else repr(result), held
+    )
 
 
 def _as_redis_cli(reply: object) -> str:

@@ -17,15 +17,16 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import pevensie
 
 if TYPE_CHECKING:
-    from pevensie._demo import Section, Step
+    from pevensie._demo import Section
     from pevensie.cache import Cache
     from pevensie.redis import RedisConfig
+
+SEE_HELP: Final = "see pevensie --help"
 
 OK: Final = 0
 FAILED: Final = 1
@@ -69,13 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
     try:
-        return _run(words)
+        code = _run(words)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError as error:
-        if isinstance(error, pevensie.PevensieError):
-            raise
-        # Whoever read our output has left. Python would complain when it flushes at exit.
+    except BrokenPipeError:
+        # Whoever read our output has left; and Python would flush once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
 
@@ -83,17 +84,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     try:
         args = _parse(words)
-        if args.command is None:
-            _parser().print_help(sys.stderr)
-            return MISUSED
         return _COMMANDS[args.command](args)
-    except CliError as error:
+    except (BrokenPipeError, CliError) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
         failure = error
     except pevensie.PevensieError as error:
         failure = _operation_failed(error)
     except (ValueError, TypeError) as error:  # what the library says of a bad argument
         message, _, hint = str(error).partition("; ")
-        failure = CliError(message, hint or "see pevensie --help", name=type(error).__name__)
+        failure = CliError(message, hint or SEE_HELP, name=type(error).__name__)
+    except Exception as error:
+        if sys.flags.dev_mode:
+            raise
+        failure = CliError(
+            f"unexpected {type(error).__name__}: {error}",
+            "this is a bug, please report it; python -X dev -m pevensie shows where it happens",
+            name=type(error).__name__,
+            code=FAILED,
+        )
     _report(failure, words)
     return failure.code
 
@@ -103,10 +112,16 @@ def _parse(words: list[str]) -> argparse.Namespace:
     if unknown:
         option = unknown[0].partition("=")[0]
         if option.startswith("-"):
-            raise CliError(f"there is no option {option}", f"see {_prog(args)} --help; what "
-                           "begins with a dash and is no option goes after --")
-        raise CliError("there are more words than this command takes", f"see {_prog(args)} --help; "
-                       "put quotes around a value with spaces")
+            raise CliError(
+                f"there is no option {option}",
+                f"see {_prog(args)} --help; what begins with a dash and is no option goes after --",
+            )
+        raise CliError(
+            "there are more words than this command takes",
+            f"see {_prog(args)} --help; put quotes around a value with spaces",
+        )
+    if args.command is None:
+        raise CliError("no command was given", SEE_HELP)
     return args
 
 
@@ -126,7 +141,9 @@ def _parser() -> _Parser:
     url_option = _Parser(add_help=False)
     url_option.add_argument("--url", help="the server; see below")
 
-    parser = _Parser("pevensie", description=DESCRIPTION, epilog=EPILOG, formatter_class=as_it_stands)
+    parser = _Parser(
+        "pevensie", description=DESCRIPTION, epilog=EPILOG, formatter_class=as_it_stands
+    )
     parser.add_argument("--version", action="version", version=f"pevensie {pevensie.__version__}")
     parser.add_argument("--json", action="store_true", help="print one JSON document, see below")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
@@ -196,10 +213,12 @@ def _ping(args: argparse.Namespace) -> int:
 def _get(args: argparse.Namespace) -> int:
     with _connected(args) as c:
         value = c.get(args.resource_type, args.key)
-    if value is None and not args.json:
+    if args.json:
+        _say(args, "", {"found": value is not None, "value": value})
+    elif value is None:
         print("no value under this key", file=sys.stderr)
-        return FAILED
-    _say(args, value or "", {"found": value is not None, "value": value})
+    else:  # the bytes that are stored and a line feed, whatever this terminal's encoding
+        sys.stdout.buffer.write(value.encode() + b"\n")
     return FAILED if value is None else OK
 
 
@@ -226,12 +245,14 @@ def _delete(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
+    from pevensie.redis import embedded
+
     def interrupt(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        with _embedded(unix_socket=args.unix_socket, port=args.port) as config:
+        with embedded(unix_socket=args.unix_socket, port=args.port) as config:
             url = _url(config)
             _say(args, url, {"url": url})
             if not args.json:
@@ -264,20 +285,46 @@ def _wait_for_its_end(config: RedisConfig) -> None:
             else:
                 sock = socket.socket(socket.AF_UNIX)
                 sock.connect(os.fspath(config.unix_socket))
+            with sock:
+                sock.recv(1)
+        except ConnectionResetError:
+            pass
         except OSError:
             return
-        with sock:
-            sock.recv(1)
         time.sleep(0.1)  # should somebody keep killing this client
 
 
 def _demo(args: argparse.Namespace) -> int:
     from pevensie import _demo
+    from pevensie.redis import embedded
 
     if args.url is None:
-        with _embedded() as config:
+        with embedded() as config:
             return _show(args, _demo.run(config, private=True))
     return _show(args, _demo.run(_config(args.url), private=False))
+
+
+def _show(args: argparse.Namespace, sections: Iterator[Section]) -> int:
+    """Show each section when it is done, and at the end whether every step held."""
+    from pevensie._demo_view import viewer
+
+    show = None if args.json else viewer()
+    done: list[Section] = []
+    for section in sections:
+        done.append(section)
+        if show:
+            show(section)
+    held = [step.held for section in done for step in section.steps]
+    verdict = (
+        f"All {len(held)} steps held."
+        if all(held)
+        else f"{held.count(False)} of {len(held)} steps FAILED."
+    )
+    document = [
+        {"title": title, "steps": [step._asdict() for step in steps]} for title, steps in done
+    ]
+    _say(args, verdict, {"held": all(held), "sections": document})
+    return OK if all(held) else FAILED
 
 
 _COMMANDS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {
@@ -293,11 +340,9 @@ _COMMANDS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {
 # -- servers -------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _connected(args: argparse.Namespace) -> Iterator[Cache]:
-    """A cache that checks its arguments before it connects."""
-    with _app_cache(_config(args.url)).lazy() as c:
-        yield c
+def _connected(args: argparse.Namespace) -> Cache:
+    """The cache, which checks its arguments before it connects."""
+    return _app_cache(_config(args.url)).lazy()
 
 
 def _app_cache(config: RedisConfig) -> pevensie.PevensieCache:
@@ -330,24 +375,55 @@ def _config(url: str | None) -> RedisConfig:
         raise ValueError(f"{source}: {error}") from error
 
 
-@contextmanager
-def _embedded(*, unix_socket: bool = False, port: int | None = None) -> Iterator[RedisConfig]:
-    from pevensie.redis import embedded
+# -- what is shown -------------------------------------------------------------------------------
+
+
+def _say(args: argparse.Namespace, text: str, document: dict[str, object]) -> None:
+    print(json.dumps(document) if args.json else text, flush=True)
+
+
+def _operation_failed(error: pevensie.PevensieError) -> CliError:
+    message, hint = str(error), ""
+    if isinstance(error, pevensie.StartError) and error.server is None:  # an embedded server
+        message, hint = _not_started(message)
+    for kind, advice in _ADVICE:
+        if not hint and isinstance(error, kind):
+            hint = advice
+    return CliError(" ".join(message.split()), hint, name=type(error).__name__, code=FAILED)
+
+
+_ADVICE: Final[tuple[tuple[type[pevensie.PevensieError], str], ...]] = (
+    (pevensie.StartError, "say where it is with --url or PEVENSIE_URL, or run pevensie serve"),
+    (pevensie.AuthenticationFailed, "set PEVENSIE_URL=redis://user:password@host:port"),
+    (pevensie.ServerError, "that is the server's decision: ask whoever runs it"),
+    (pevensie.CodecError, "look at it with redis-cli"),
+    (pevensie.PevensieError, "see whether the server is well: pevensie ping"),
+)
+
+
+def _not_started(message: str) -> tuple[str, str]:
+    """What the embedded server said, as a line and a hint."""
     from pevensie.redis._io.embedded import PORT_TAKEN
 
-    server = embedded(unix_socket=unix_socket, port=port)
-    try:
-        config = server.__enter__()
-    except pevensie.StartError as error:
-        lines = str(error).splitlines()
-        if PORT_TAKEN in str(error):
-            message, hint = f"port {port} is taken", "give another, or leave --port out"
-        else:
-            message, _, hint = lines[0].partition("Install one: ")
-        raise CliError(
-            message.rstrip(". "), hint or lines[-1].strip(), name="StartError", code=FAILED
-        ) from error
-    ...
+    if PORT_TAKEN in message:
+        return "this port is taken", "choose another with --port, or leave it out"
+    first, _, hint = message.partition("Install one: ")
+    lines = first.strip().splitlines()
+    return lines[0].rstrip("."), hint or f"its log ends so: {lines[-1].strip()}"
 
 
-# -- what is shown -------------------------------------------------------------------------------
+def _report(failure: CliError, words: list[str]) -> None:
+    message, hint = (_without_urls(text, words) for text in (failure.message, failure.hint))
+    if "--json" in words:
+        print(json.dumps({"error": failure.name, "message": message, "hint": hint}))
+    else:
+        print(f"error: {message}\n hint: {hint}", file=sys.stderr)
+
+
+def _without_urls(text: str, words: list[str]) -> str:
+    """*text* without what was given as a URL, in whatever place."""
+    for word in words:
+        given = word.partition("=")[2] if word.startswith("-") else word
+        if "://" in given:
+            text = text.replace(given, "***").replace(repr(given)[1:-1], "***")
+    return text

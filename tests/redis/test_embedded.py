@@ -26,8 +26,11 @@ from pevensie.redis.config import RedisConfig
 
 
 @pytest.fixture(autouse=True)
-def folders(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where the servers of a test make their folders; they must be gone at the end."""
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the servers of a test make their folders; they must be gone at the end.
+
+    *tmp_path* comes first: pytest makes its own folder where the temporary folder is by then.
+    """
     parent = Path(tempfile.mkdtemp(prefix="pv-"))  # tmp_path may be too long for a socket
     monkeypatch.setattr(tempfile, "tempdir", str(parent))
     monkeypatch.setenv("TMPDIR", str(parent))

@@ -27,7 +27,7 @@ FAIL_FAST_AFTER: Final = 3
 class Backoff:
     """How the last dials to one server went, and when the next may start."""
 
-    __slots__ = ("_random", "failure", "failures", "next_dial")
+    __slots__ = ("_failed_at", "_random", "failure", "failures", "next_dial")
 
     failures: int
     """Failed dials since the last that succeeded."""
@@ -48,11 +48,18 @@ class Backoff:
         self.failures = 0
         self.failure = None
         self.next_dial = 0.0
+        self._failed_at = float("-inf")
 
-    def failed(self, failure: RedisError, now: float) -> None:
-        """A dial ended in *failure* at *now*."""
-        self.failures += 1
+    def failed(self, failure: RedisError, started: float, now: float) -> None:
+        """A dial that *started* then ended in *failure* at *now*.
+
+        Dials that were under way together are one failure: they tell the same.
+        """
         self.failure = failure
+        if started < self._failed_at:
+            return
+        self._failed_at = now
+        self.failures += 1
         longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self.failures - 1, 10))
         self.next_dial = now + longest * self._random()
 

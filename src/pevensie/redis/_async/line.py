@@ -127,11 +127,13 @@ class Line:
     async def _redial(self) -> RedisError | None:
         """Dial, after the pause that is due. How it failed is returned, for any number to read."""
         loop = asyncio.get_running_loop()
+        started = loop.time()
         try:
             await asyncio.sleep(self._backoff.next_dial - loop.time())
+            started = loop.time()
             self._keep(await dial(self._config, self._on_room))
         except RedisError as error:
-            self._backoff.failed(error, loop.time())
+            self._backoff.failed(error, started, loop.time())
             return error
         finally:
             self._dialling = None

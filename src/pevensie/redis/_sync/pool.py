@@ -164,7 +164,7 @@ class Pool:
         except RedisError as error:
             if isinstance(error, StartError) and self._too_short(started, deadline):
                 raise _failures.no_connection(self._config.timeout_seconds, error) from error
-            self._backoff.failed(error, time.monotonic())
+            self._backoff.failed(error, started, time.monotonic())
             raise
         finally:
             self._dialled(connection)

@@ -1,0 +1,74 @@
+"""How ``pevensie demo`` is shown: tables where rich is installed, plain text where it is not."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Final
+
+from pevensie._demo import Section, Step
+
+Viewer = Callable[[Section], None]
+
+LINE_WIDTH: Final = 62
+"""Columns for a line of Python; what came back fits beside it in a terminal of 80."""
+
+
+def viewer() -> Viewer:
+    """What shows a section on stdout. No colour with NO_COLOR, nor where stdout is no terminal."""
+    try:
+        return _rich()
+    except ImportError:
+        return _plain
+
+
+def _mark(step: Step) -> str:
+    mark = "✓" if step.held else "✗"
+    try:
+        mark.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        return "ok" if step.held else "FAILED"
+    return mark
+
+
+def _plain(section: Section) -> None:
+    lines = [section.title]
+    lines += [f"  {_mark(s)} {s.line:<{LINE_WIDTH}}  {s.result}" for s in section.steps]
+    sys.stdout.write("\n".join(lines) + "\n\n")
+    sys.stdout.flush()
+
+
+def _rich() -> Viewer:
+    from rich import box
+    from rich.console import Console
+    from rich.syntax import Syntax
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(color_system=None if os.environ.get("NO_COLOR") else "auto")
+    python = Syntax("", "python", theme="ansi_dark", background_color="default")
+
+    def coloured(line: str) -> Text:
+        if line.startswith("redis-cli "):
+            return Text(line, style="yellow")
+        text = python.highlight(line)
+        text.rstrip()
+        return text
+
+    def show(section: Section) -> None:
+        table = Table(
+            title=Text(section.title, style="bold"),
+            title_justify="left",
+            box=box.ROUNDED,
+            show_header=False,
+        )
+        table.add_column()
+        table.add_column(min_width=min(LINE_WIDTH, console.width - 20))
+        table.add_column()
+        for step in section.steps:
+            mark = Text(_mark(step), style="bold green" if step.held else "bold red")
+            table.add_row(mark, coloured(step.line), Text(step.result))
+        console.print(table)
+
+    return show
