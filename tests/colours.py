@@ -59,9 +59,7 @@ async def connected(
 Call = Callable[[Any], Awaitable[Any]]
 
 
-async def concurrently(
-    colour: str, c: Any, calls: list[Call]
-) -> list[Any]:
+async def concurrently(colour: str, c: Any, calls: list[Call]) -> list[Any]:
     """The outcomes of *calls* on *c*, at once: results, or the exceptions raised."""
     if colour == "async":
         return await asyncio.gather(*(call(c) for call in calls), return_exceptions=True)

@@ -278,7 +278,7 @@ class LocalServer(Server):
         self._binary = binary
         self._options = ["--enable-debug-command", "local", *options]
         self._process = embedded.Watched()
-        self._folder = tempfile.mkdtemp(prefix="pevensie-tests-")
+        self._folder = tempfile.mkdtemp(prefix="pevensie-tests-", dir="/tmp")
         self.pid = 0
         self.unix_config = RedisConfig(unix_socket=f"{self._folder}/socket")
         for attempts_left in reversed(range(10)):

@@ -11,8 +11,8 @@ from pevensie._demo import Section, Step
 
 Viewer = Callable[[Section], None]
 
-LINE_WIDTH: Final = 62
-"""Columns for a line of Python; what came back fits beside it in a terminal of 80."""
+LINE_WIDTH: Final = 59
+"""Columns of the longest line of the demo; what came back fits beside it in a terminal of 80."""
 
 
 def viewer() -> Viewer:
@@ -40,13 +40,12 @@ def _plain(section: Section) -> None:
 
 
 def _rich() -> Viewer:
-    from rich import box
     from rich.console import Console
     from rich.syntax import Syntax
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(color_system=None if os.environ.get("NO_COLOR") else "auto")
+    console = Console(color_system=None if os.environ.get("NO_COLOR") else "auto", highlight=False)
     python = Syntax("", "python", theme="ansi_dark", background_color="default")
 
     def coloured(line: str) -> Text:
@@ -57,18 +56,14 @@ def _rich() -> Viewer:
         return text
 
     def show(section: Section) -> None:
-        table = Table(
-            title=Text(section.title, style="bold"),
-            title_justify="left",
-            box=box.ROUNDED,
-            show_header=False,
-        )
+        table = Table.grid(padding=(0, 1))
         table.add_column()
-        table.add_column(min_width=min(LINE_WIDTH, console.width - 20))
+        table.add_column(min_width=min(LINE_WIDTH, console.width // 2))
         table.add_column()
         for step in section.steps:
             mark = Text(_mark(step), style="bold green" if step.held else "bold red")
             table.add_row(mark, coloured(step.line), Text(step.result))
-        console.print(table)
+        console.rule(coloured(section.title), align="left", style="dim")
+        console.print(table, end="\n\n")
 
     return show

@@ -208,31 +208,41 @@ class _Entries:
         """As :meth:`_find`, and what is found becomes the most recently used."""
         entry = self._find(key, now)
         if entry is not None:
-            try:
-                self._held.move_to_end(key)
-            except KeyError:  # a signal handler removed it in this moment
-                pass
+            self._make_newest(key)
         return entry
 
     def _put(self, key: bytes, value: bytes, ttl: int | None, now: int) -> None:
         """Store an entry as the most recently used, and keep the bound."""
         deadline = None if ttl is None else now + ttl * 1000
         self._held[key] = (value, deadline)
-        self._held.move_to_end(key)
+        self._make_newest(key)
         if deadline is not None:
             heapq.heappush(self._due, (deadline, key))
             if len(self._due) > 2 * len(self._held) + _DUE_SLACK:
                 self._clear_due()
-        while not self._drop_expired(now) and len(self._held) > self.max_entries:
-            self._held.popitem(last=False)
+        try:
+            while not self._drop_expired(now) and len(self._held) > self.max_entries:
+                self._held.popitem(last=False)
+        except KeyError:  # a signal handler emptied it in this moment
+            pass
+
+    def _make_newest(self, key: bytes) -> None:
+        try:
+            self._held.move_to_end(key)
+        except KeyError:  # a signal handler removed it in this moment
+            pass
 
     def _drop_expired(self, now: int) -> bool:
         """Remove one entry that has expired; ``False``: there is none."""
-        while self._due and self._due[0][0] <= now:
-            pair = heapq.heappop(self._due)
-            if self._is_current(pair):
-                self._held.pop(pair[1], None)
-                return True
+        try:
+            while self._due[0][0] <= now:
+                pair = heapq.heappop(self._due)
+                # Asked again: a signal handler may have taken the one that was looked at.
+                if pair[0] <= now and self._is_current(pair):
+                    self._held.pop(pair[1], None)
+                    return True
+        except IndexError:  # none left
+            pass
         return False
 
     def _clear_due(self) -> None:

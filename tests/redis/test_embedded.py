@@ -31,7 +31,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
     *tmp_path* comes first: pytest makes its own folder where the temporary folder is by then.
     """
-    parent = Path(tempfile.mkdtemp(prefix="pv-"))  # tmp_path may be too long for a socket
+    parent = Path(tempfile.mkdtemp(prefix="pv-", dir="/tmp"))  # others are too long for a socket
     monkeypatch.setattr(tempfile, "tempdir", str(parent))
     monkeypatch.setenv("TMPDIR", str(parent))
     yield parent

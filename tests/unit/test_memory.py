@@ -8,9 +8,10 @@ import random
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -159,7 +160,7 @@ def test_a_closed_store_says_what_to_do() -> None:
         store.get(b"a")
 
 
-ASYNC_VERBS: dict[str, Callable[[AsyncStore], Any]] = {
+VERBS: dict[str, Callable[[Any], Any]] = {
     "start": lambda store: store.start(),
     "get": lambda store: store.get(b"a"),
     "get_many": lambda store: store.get_many([b"a"]),
@@ -174,7 +175,7 @@ ASYNC_VERBS: dict[str, Callable[[AsyncStore], Any]] = {
 }
 
 
-@pytest.mark.parametrize("verb", ASYNC_VERBS)
+@pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
 def test_an_async_verb_does_nothing_until_it_is_awaited(verb: str, closed: bool) -> None:
     """Then it ends, or raises, without ever suspending; no event loop is needed."""
@@ -183,7 +184,7 @@ def test_an_async_verb_does_nothing_until_it_is_awaited(verb: str, closed: bool)
     if closed:
         with pytest.raises(StopIteration):
             _step(store.drain())
-    call = ASYNC_VERBS[verb](store)
+    call = VERBS[verb](store)
     assert repr(driver).endswith(": 0 entries>")
     with pytest.raises(NotConnected if closed else StopIteration):
         _step(call)
@@ -548,8 +549,9 @@ def test_threads_over_the_bound(seed: int, eager_threads: None) -> None:
     assert set(live.items()) <= {(key, deadline) for deadline, key in entries._due}
 
 
-def test_close_waits_for_the_verb_under_way() -> None:
-    """Once close has returned, nothing more happens through that store."""
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("start", "ping")])
+def test_close_waits_for_the_verb_under_way(verb: str) -> None:
+    """A verb is one step: once close has returned, nothing more happens through that store."""
     inside, go_on = threading.Event(), threading.Event()
 
     def clock() -> float:
@@ -560,7 +562,7 @@ def test_close_waits_for_the_verb_under_way() -> None:
 
     driver = new_cache_driver(clock=clock)
     store = driver.open()
-    user = threading.Thread(target=lambda: store.set([(b"a", b"1")], None))
+    user = threading.Thread(target=lambda: VERBS[verb](store))
     closer = threading.Thread(target=lambda: store.close(force=True))
     user.start()
     assert inside.wait(10)
@@ -570,7 +572,8 @@ def test_close_waits_for_the_verb_under_way() -> None:
     go_on.set()
     user.join(10)
     closer.join(10)
-    assert driver.open().get(b"a") == b"1"
+    with pytest.raises(NotConnected):
+        store.ping()
 
 
 # One thread that interrupts itself
@@ -592,49 +595,65 @@ def test_a_store_may_be_used_in_the_middle_of_a_verb() -> None:
     assert there(store, b"inner", b"outer") == [b"inner", b"outer"]
 
 
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers here")
-def test_a_signal_handler_may_use_the_store_at_any_moment(seed: int) -> None:
-    """It interrupts verbs between any two of their steps; nothing raises, the bound holds."""
-    driver = new_cache_driver(max_entries=3)
-    store = driver.open()
-    rngs = {"main": random.Random(seed), "handler": random.Random(seed + 1)}
-    interruptions = 0
+INTERRUPTERS: dict[str, Callable[[Store], object]] = {
+    "delete": lambda store: store.delete([b"a", b"b", b"c", b"d"]),
+    "set": lambda store: store.set([(b"x", b"1"), (b"y", b"2"), (b"z", b"3")], 60_000),
+    "replace": lambda store: store.set([(b"a", b"1"), (b"b", b"2")], 1),
+}
 
-    def act(who: str) -> None:
-        rng = rngs[who]
-        key, ttl = b"%d" % rng.randrange(5), rng.choice([None, 1, 60_000])
-        match rng.randrange(6):
-            case 0:
-                store.set([(key, b"1"), (b"0", b"2")], ttl)
-            case 1:
-                store.increment(key, 1, ttl)
-            case 2:
-                store.delete([key, b"1"])
-            case 3:
-                store.add(key, b"3", ttl)
-            case 4:
-                store.touch(key, ttl)
-            case _:
-                store.get_many([key, b"2"])
 
-    def handler(*_: object) -> None:
-        nonlocal interruptions
-        interruptions += 1
-        act("handler")
+@pytest.mark.parametrize("expired", [False, True], ids=["live", "expired"])
+@pytest.mark.parametrize("interrupter", INTERRUPTERS)
+@pytest.mark.parametrize("verb", ["get", "get_many", "set", "add", "delete", "increment", "touch"])
+def test_a_signal_handler_may_use_the_store_at_any_moment(
+    clock: Clock, verb: str, interrupter: str, expired: bool
+) -> None:
+    """It is put before each single instruction of a verb, one after the other.
 
-    before = signal.signal(signal.SIGVTALRM, handler)
-    signal.setitimer(signal.ITIMER_VIRTUAL, 0.0002, 0.0002)
+    Nothing raises, and what comes after finds the entries whole and within the bound.
+    """
+    moment = 0
+    interrupted = True
+    while interrupted:
+        driver = new_cache_driver(max_entries=3, clock=clock)
+        store = driver.open()
+        store.set([(b"a", b"1"), (b"b", b"1")], 500)
+        store.set([(b"c", b"1")], None)
+        if expired:
+            clock.now += 1
+        interrupted = _interrupt(
+            partial(VERBS[verb], store), moment, partial(INTERRUPTERS[interrupter], store)
+        )
+        store.set([(b"last", b"1")], 1_000)
+        assert store.get(b"last") == b"1"
+        assert len(driver._entries) <= 3
+        assert not memory._lock._is_owned()  # type: ignore[attr-defined]
+        moment += 1
+    assert moment > 20, "there were moments to interrupt"
+
+
+def _interrupt(call: Callable[[], object], moment: int, handler: Callable[[], object]) -> bool:
+    """Call, and run *handler* before instruction number *moment* of it; ``False``: it has fewer."""
+    instructions = 0
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        nonlocal instructions
+        if frame.f_code.co_filename != memory.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            instructions += 1
+            if instructions == moment + 1:
+                handler()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
     try:
-        end = time.monotonic() + 5
-        while interruptions < 50 and time.monotonic() < end:
-            for _ in range(50):
-                act("main")
+        call()
     finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
-    assert interruptions >= 50
-    store.set([(b"last", b"1")], None)
-    assert len(driver._entries) <= 3
+        sys.settrace(before)
+    return instructions > moment
 
 
 # Fork
