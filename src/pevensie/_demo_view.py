@@ -53,17 +53,21 @@ def _rich() -> Viewer:
             return Text(line, style="yellow")
         text = python.highlight(line)
         text.rstrip()
+        text.no_wrap, text.overflow = False, "fold"
         return text
 
     def show(section: Section) -> None:
         table = Table.grid(padding=(0, 1))
         table.add_column()
-        table.add_column(min_width=min(LINE_WIDTH, console.width // 2))
+        table.add_column(min_width=min(LINE_WIDTH, console.width - 21))
         table.add_column()
         for step in section.steps:
             mark = Text(_mark(step), style="bold green" if step.held else "bold red")
             table.add_row(mark, coloured(step.line), Text(step.result))
-        console.rule(coloured(section.title), align="left", style="dim")
-        console.print(table, end="\n\n")
+        is_code = section.title.endswith(":")
+        title = coloured(section.title) if is_code else Text(section.title, style="bold")
+        console.rule(title, align="left", style="dim")
+        console.print(table)
+        console.print()
 
     return show

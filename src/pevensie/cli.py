@@ -2,8 +2,7 @@
 
 - Results go to stdout, notes and errors to stderr. With ``--json``, stdout gets exactly one JSON
   document, whatever happens, and stderr nothing.
-- An error is one line and a hint, never a traceback. No URL that was given is ever shown: it may
-  hold a password.
+- An error is one line and a hint, see ``_cli_errors``.
 - Whatever a command needs is imported when it runs, so that ``--help`` is quick.
 """
 
@@ -20,18 +19,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NoReturn
 
 import pevensie
+from pevensie._cli_errors import FAILED, MISUSED, OK, SEE_HELP, CliError, explain, without_urls
 
 if TYPE_CHECKING:
     from pevensie._demo import Section
     from pevensie.cache import Cache
     from pevensie.redis import RedisConfig
 
-SEE_HELP: Final = "see pevensie --help"
-
-OK: Final = 0
-FAILED: Final = 1
-MISUSED: Final = 2
 INTERRUPTED: Final = 130
+"""The exit code of a command that Ctrl-C ended, as shells have it."""
 
 DESCRIPTION: Final = "Pevensie, the cache on Redis and Valkey: a demo, a private server, a look."
 
@@ -43,17 +39,6 @@ with a namespace: redis://host?namespace=NAME.
 Exit codes: 0 it worked; 1 it failed, or get found no value; 2 the command is wrong.
 With --json, stdout gets one JSON document, for an error {"error", "message", "hint"}.
 """
-
-
-class CliError(Exception):
-    """What the user gets to see: a line, a hint, an exit code."""
-
-    def __init__(self, message: str, hint: str, *, name: str = "usage", code: int = MISUSED):
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
-        self.name = name
-        self.code = code
 
 
 class _Parser(argparse.ArgumentParser):
@@ -82,28 +67,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
+    if not words:
+        _parser().print_help(sys.stderr)
+        return MISUSED
     try:
         args = _parse(words)
         return _COMMANDS[args.command](args)
-    except (BrokenPipeError, CliError) as error:
-        if isinstance(error, BrokenPipeError):
-            raise
-        failure = error
-    except pevensie.PevensieError as error:
-        failure = _operation_failed(error)
-    except (ValueError, TypeError) as error:  # what the library says of a bad argument
-        message, _, hint = str(error).partition("; ")
-        failure = CliError(message, hint or SEE_HELP, name=type(error).__name__)
+    except BrokenPipeError:
+        raise
     except Exception as error:
-        if sys.flags.dev_mode:
-            raise
-        failure = CliError(
-            f"unexpected {type(error).__name__}: {error}",
-            "this is a bug, please report it; python -X dev -m pevensie shows where it happens",
-            name=type(error).__name__,
-            code=FAILED,
-        )
-    _report(failure, words)
+        failure = explain(error)
+    message = without_urls(failure.message, words)
+    hint = without_urls(failure.hint, words)
+    options = words[: words.index("--")] if "--" in words else words
+    if "--json" in options:
+        print(json.dumps({"error": failure.name, "message": message, "hint": hint}))
+    else:
+        print(f"error: {message}\n hint: {hint}", file=sys.stderr)
     return failure.code
 
 
@@ -196,6 +176,10 @@ def _ttl(text: str) -> float:
 
 
 # -- the commands --------------------------------------------------------------------------------
+
+
+def _say(args: argparse.Namespace, text: str, document: dict[str, object]) -> None:
+    print(json.dumps(document) if args.json else text, flush=True)
 
 
 def _ping(args: argparse.Namespace) -> int:
@@ -315,16 +299,13 @@ def _show(args: argparse.Namespace, sections: Iterator[Section]) -> int:
         if show:
             show(section)
     held = [step.held for section in done for step in section.steps]
-    verdict = (
-        f"All {len(held)} steps held."
-        if all(held)
-        else f"{held.count(False)} of {len(held)} steps FAILED."
-    )
+    failed = held.count(False)
+    verdict = f"{failed} of {len(held)} steps FAILED." if failed else f"All {len(held)} steps held."
     document = [
         {"title": title, "steps": [step._asdict() for step in steps]} for title, steps in done
     ]
-    _say(args, verdict, {"held": all(held), "sections": document})
-    return OK if all(held) else FAILED
+    _say(args, verdict, {"held": not failed, "sections": document})
+    return FAILED if failed else OK
 
 
 _COMMANDS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {
@@ -373,57 +354,3 @@ def _config(url: str | None) -> RedisConfig:
         return RedisConfig.from_url(url)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
-
-
-# -- what is shown -------------------------------------------------------------------------------
-
-
-def _say(args: argparse.Namespace, text: str, document: dict[str, object]) -> None:
-    print(json.dumps(document) if args.json else text, flush=True)
-
-
-def _operation_failed(error: pevensie.PevensieError) -> CliError:
-    message, hint = str(error), ""
-    if isinstance(error, pevensie.StartError) and error.server is None:  # an embedded server
-        message, hint = _not_started(message)
-    for kind, advice in _ADVICE:
-        if not hint and isinstance(error, kind):
-            hint = advice
-    return CliError(" ".join(message.split()), hint, name=type(error).__name__, code=FAILED)
-
-
-_ADVICE: Final[tuple[tuple[type[pevensie.PevensieError], str], ...]] = (
-    (pevensie.StartError, "say where it is with --url or PEVENSIE_URL, or run pevensie serve"),
-    (pevensie.AuthenticationFailed, "set PEVENSIE_URL=redis://user:password@host:port"),
-    (pevensie.ServerError, "that is the server's decision: ask whoever runs it"),
-    (pevensie.CodecError, "look at it with redis-cli"),
-    (pevensie.PevensieError, "see whether the server is well: pevensie ping"),
-)
-
-
-def _not_started(message: str) -> tuple[str, str]:
-    """What the embedded server said, as a line and a hint."""
-    from pevensie.redis._io.embedded import PORT_TAKEN
-
-    if PORT_TAKEN in message:
-        return "this port is taken", "choose another with --port, or leave it out"
-    first, _, hint = message.partition("Install one: ")
-    lines = first.strip().splitlines()
-    return lines[0].rstrip("."), hint or f"its log ends so: {lines[-1].strip()}"
-
-
-def _report(failure: CliError, words: list[str]) -> None:
-    message, hint = (_without_urls(text, words) for text in (failure.message, failure.hint))
-    if "--json" in words:
-        print(json.dumps({"error": failure.name, "message": message, "hint": hint}))
-    else:
-        print(f"error: {message}\n hint: {hint}", file=sys.stderr)
-
-
-def _without_urls(text: str, words: list[str]) -> str:
-    """*text* without what was given as a URL, in whatever place."""
-    for word in words:
-        given = word.partition("=")[2] if word.startswith("-") else word
-        if "://" in given:
-            text = text.replace(given, "***").replace(repr(given)[1:-1], "***")
-    return text

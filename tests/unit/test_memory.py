@@ -602,11 +602,11 @@ INTERRUPTERS: dict[str, Callable[[Store], object]] = {
 }
 
 
-@pytest.mark.parametrize("expired", [False, True], ids=["live", "expired"])
+@pytest.mark.parametrize("state", ["live", "expired", "absent"])
 @pytest.mark.parametrize("interrupter", INTERRUPTERS)
 @pytest.mark.parametrize("verb", ["get", "get_many", "set", "add", "delete", "increment", "touch"])
 def test_a_signal_handler_may_use_the_store_at_any_moment(
-    clock: Clock, verb: str, interrupter: str, expired: bool
+    clock: Clock, verb: str, interrupter: str, state: str
 ) -> None:
     """It is put before each single instruction of a verb, one after the other.
 
@@ -617,13 +617,15 @@ def test_a_signal_handler_may_use_the_store_at_any_moment(
     while interrupted:
         driver = new_cache_driver(max_entries=3, clock=clock)
         store = driver.open()
-        store.set([(b"a", b"1"), (b"b", b"1")], 500)
+        store.set([(b"d" if state == "absent" else b"a", b"1"), (b"b", b"1")], 500)
         store.set([(b"c", b"1")], None)
-        if expired:
+        if state == "expired":
             clock.now += 1
         interrupted = _interrupt(
             partial(VERBS[verb], store), moment, partial(INTERRUPTERS[interrupter], store)
         )
+        if interrupted and interrupter == "set" and state == "expired":
+            assert len(driver._entries) >= 3, "no live entry is taken for an expired one"
         store.set([(b"last", b"1")], 1_000)
         assert store.get(b"last") == b"1"
         assert len(driver._entries) <= 3

@@ -13,6 +13,7 @@ would take the parent's socket out of the parent's epoll set too.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import random
 import threading
@@ -285,6 +286,13 @@ _inherited: Final[list[_Home]] = []
 def _after_fork_in_child() -> None:
     for store in list(_stores):
         store._forked()
+
+
+@atexit.register
+def _at_exit() -> None:
+    """Loops that were closed without ceremony leave their transports to complain."""
+    for store in list(_stores):
+        store._forget_closed_loops()
 
 
 if hasattr(os, "register_at_fork"):

@@ -36,7 +36,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import warnings
 from collections import deque
 from collections.abc import Callable
 from math import inf
@@ -244,12 +243,16 @@ class Connection(asyncio.Protocol):
         self._fail_all(None)
 
     def orphaned(self) -> None:
-        """The loop is closed, and with it all ways to close a transport: let go of the socket."""
+        """The loop is closed, and with it every public way to close a transport: let go of it."""
         self.closed = True
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            try:
+                transport.abort()
+            except RuntimeError:
+                # Asyncio could not schedule its last step, so take it, or it warns when collected.
+                getattr(transport, "_call_connection_lost", _no_last_step)(None)
         self._sock.close()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
-            self._transport = None
 
     # -- writing -----------------------------------------------------------------------------
 
@@ -473,3 +476,7 @@ class Connection(asyncio.Protocol):
             self.give_up(f"it has not answered for {2 * self._timeout * 1000:.0f} ms")
         else:
             self._expect_life()
+
+
+def _no_last_step(_: None) -> None:
+    """For transports that are not asyncio's own."""

@@ -5,8 +5,9 @@ steps of a list and need no lock; the lock is for everything else: growing, wait
 wake-up is lost: who waits counts itself in ``_waiting`` first and then looks at the stack again;
 who gives back appends first and then looks at ``_waiting``.
 
-``_open`` holds every open connection weakly. A borrower that is interrupted between borrowing and
-its ``try`` drops the last reference, which closes the connection and makes room for another.
+``_open`` holds every open connection weakly, and ``_dials`` every dial under way. A thread that is
+interrupted, wherever that is, drops the last reference: the connection is closed, and there is room
+for another. So no counter can be left wrong.
 
 While the server cannot be reached, one thread dials at a time; see
 :mod:`pevensie.redis._backoff` for who waits for it and who is refused.
@@ -27,12 +28,18 @@ from pevensie.redis._sync.dial import dial
 from pevensie.redis.config import RedisConfig
 
 
+class _Dial:
+    """Room that is reserved for a new connection, for as long as its thread holds this."""
+
+    __slots__ = ("__weakref__",)
+
+
 class Pool:
     """Connections to one server. Threads may share it."""
 
     __slots__ = (
-        "_backoff", "_config", "_dial_ended", "_dialling", "_given_back", "_idle", "_lock",
-        "_open", "_probing", "_refuses", "_waiting",
+        "_backoff", "_config", "_dial_ended", "_dials", "_given_back", "_idle", "_lock",
+        "_open", "_probe", "_refuses", "_waiting",
     )  # fmt: skip
 
     def __init__(self, config: RedisConfig) -> None:
@@ -51,22 +58,22 @@ class Pool:
         self._idle: list[Connection] = []
         self._open: weakref.WeakSet[Connection] = weakref.WeakSet()
         """Idle and borrowed."""
-        self._dialling = 0
-        self._probing = False
-        """A thread dials a server that could not be reached before."""
+        self._dials: weakref.WeakSet[_Dial] = weakref.WeakSet()
+        self._probe: weakref.ref[_Dial] | None = None
+        """The dial to a server that could not be reached before."""
         self._waiting = 0
         """Threads that wait for a connection to be given back."""
 
     def __repr__(self) -> str:
         return (
             f"<Pool {self._config.address} open={len(self._open)} idle={len(self._idle)} "
-            f"dialling={self._dialling} waiting={self._waiting} {self._backoff}>"
+            f"dials={len(self._dials)} waiting={self._waiting} {self._backoff}>"
         )
 
     @property
     def in_use(self) -> bool:
         """Whether a connection is borrowed, or about to be."""
-        return self._dialling > 0 or len(self._open) > len(self._idle)
+        return len(self._dials) > 0 or len(self._open) > len(self._idle)
 
     # -- borrowing ---------------------------------------------------------------------------
 
@@ -81,8 +88,8 @@ class Pool:
                 connection = self._idle.pop()
             except IndexError:
                 waited = self._wait(deadline)
-                if waited is None:
-                    return self._dial(deadline)
+                if isinstance(waited, _Dial):
+                    return self._dial(waited, deadline)
                 connection = waited
             if connection.usable():
                 return connection
@@ -105,11 +112,11 @@ class Pool:
         with self._lock:
             if self._refuses:
                 raise _failures.not_connected()
-            self._dialling += 1
-        self.release(self._opened(deadline))
+            reserved = self._reserved()
+        self.release(self._opened(reserved, deadline))
 
-    def _wait(self, deadline: float) -> Connection | None:
-        """An idle connection as soon as there is one; ``None``: dial, room is reserved."""
+    def _wait(self, deadline: float) -> Connection | _Dial:
+        """An idle connection as soon as there is one, or leave to dial another."""
         with self._lock:
             self._waiting += 1
             try:
@@ -120,9 +127,8 @@ class Pool:
                         return self._idle.pop()
                     except IndexError:
                         pass
-                    if len(self._open) + self._dialling < self._config.pool_size:
-                        self._dialling += 1
-                        return None
+                    if len(self._open) + len(self._dials) < self._config.pool_size:
+                        return self._reserved()
                     if not self._given_back.wait(max(0.0, deadline - time.monotonic())):
                         self._refuse(deadline)
             finally:
@@ -145,16 +151,21 @@ class Pool:
 
     # -- dialling ----------------------------------------------------------------------------
 
-    def _dial(self, deadline: float) -> Connection:
-        """A new connection, for which room is reserved, once it is this thread's turn to dial."""
-        try:
-            self._await_turn(deadline)
-        except BaseException:
-            self._dialled(None)
-            raise
-        return self._opened(deadline)
+    def _reserved(self) -> _Dial:
+        reserved = _Dial()
+        self._dials.add(reserved)
+        return reserved
 
-    def _opened(self, deadline: float) -> Connection:
+    def _dial(self, reserved: _Dial, deadline: float) -> Connection:
+        """A new connection, once it is this thread's turn to dial."""
+        try:
+            self._await_turn(reserved, deadline)
+        except BaseException:
+            self._dialled(reserved, None)
+            raise
+        return self._opened(reserved, deadline)
+
+    def _opened(self, reserved: _Dial, deadline: float) -> Connection:
         connection: Connection | None = None
         started = time.monotonic()
         try:
@@ -167,12 +178,13 @@ class Pool:
             self._backoff.failed(error, started, time.monotonic())
             raise
         finally:
-            self._dialled(connection)
+            self._dialled(reserved, connection)
 
-    def _dialled(self, connection: Connection | None) -> None:
+    def _dialled(self, reserved: _Dial, connection: Connection | None) -> None:
         with self._lock:
-            self._dialling -= 1
-            self._probing = False
+            self._dials.discard(reserved)
+            if self._probe is not None and self._probe() in (reserved, None):
+                self._probe = None
             if connection is not None:
                 self._open.add(connection)
             else:
@@ -186,7 +198,7 @@ class Pool:
             time.monotonic() >= deadline
         )
 
-    def _await_turn(self, deadline: float) -> None:
+    def _await_turn(self, reserved: _Dial, deadline: float) -> None:
         """Return when this thread may dial: at once if all is well, else one thread at a time,
         after the pause that is due."""
         backoff = self._backoff
@@ -195,15 +207,15 @@ class Pool:
                 if self._refuses:
                     raise _failures.not_connected()
                 now = time.monotonic()
-                due = not self._probing and now >= backoff.next_dial
-                if due:
-                    self._probing = True
+                probing = self._probe is not None and self._probe() is not None
+                if not probing and now >= backoff.next_dial:
+                    self._probe = weakref.ref(reserved)
                     return
                 if backoff.failures >= FAIL_FAST_AFTER:
                     raise _failures.again(backoff.failure)
                 if now >= deadline:
                     raise _failures.no_connection(self._config.timeout_seconds, backoff.failure)
-                until = deadline if self._probing else min(deadline, backoff.next_dial)
+                until = deadline if probing else min(deadline, backoff.next_dial)
                 self._dial_ended.wait(until - now)
 
     # -- closing -----------------------------------------------------------------------------
