@@ -33,7 +33,8 @@ what is live. Every verb that finds an entry makes it the most recently used, bu
 **Expiry** needs no background thread. A verb that meets an expired entry removes it, and each
 entry that is written removes one that has expired, if there is any: while something has expired,
 the number of entries does not grow. ``_due`` is a heap of deadlines that finds it. It is a hint:
-it may hold pairs that are out of date, and whether an entry is there never depends on it.
+it may hold pairs that are out of date, or lack one that an interrupted verb did not get to; whether
+an entry is there never depends on it.
 
 **Time** is counted in whole microseconds of the clock, so that a TTL never reads as more than was
 given, and an entry ends at its deadline exactly.
@@ -60,8 +61,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-from .drivers import MISSING_TTL, NO_TTL, AsyncStore, Store
-from .errors import NotConnected, ServerError
+from pevensie.drivers import MISSING_TTL, NO_TTL, AsyncStore, Store
+from pevensie.errors import NotConnected, ServerError
 
 __all__ = ["MemoryDriver", "driver_from_url", "new_cache_driver"]
 
@@ -116,7 +117,7 @@ class _Entries:
     _held: OrderedDict[bytes, tuple[bytes, int | None]]
     """key -> (value, deadline in microseconds of the clock or None); least recently used first."""
     _due: list[tuple[int, bytes]]
-    """A heap of (deadline, key): every entry that has a deadline, and some that are gone."""
+    """A heap of (deadline, key): for each entry that has a deadline, and for some that are gone."""
 
     def __init__(self, max_entries: int, clock: Callable[[], float]) -> None:
         self.max_entries = max_entries
