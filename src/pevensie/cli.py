@@ -75,7 +75,7 @@ def _run(words: list[str]) -> int:
         return _COMMANDS[args.command](args)
     except BrokenPipeError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - never a traceback
         failure = explain(error)
     message = without_urls(failure.message, words)
     hint = without_urls(failure.hint, words)

@@ -16,8 +16,11 @@ Rules that every store keeps; ``tests/contract`` checks them for each driver, in
 - **Threads** may share a :class:`Store`; tasks, and threads with event loops of their own, may
   share an :class:`AsyncStore`.
 - **Cancelling** an async verb leaves the store usable, for everybody.
-- After :meth:`Store.close`, and from the start of :meth:`Store.drain`, each verb raises
-  :exc:`~pevensie.errors.NotConnected`.
+- **Stores of one driver see the same entries**, whatever their colour, side by side and one after
+  the other.
+- **After** :meth:`Store.close`, and from the start of :meth:`Store.drain`, each verb raises
+  :exc:`~pevensie.errors.NotConnected` (an async one when it is awaited, if not before).
+- **After a fork** the child's stores work, and never touch the parent's connections.
 
 The verbs raise what the driver raises (for Redis: :exc:`~pevensie.errors.RedisError`).
 """
@@ -40,7 +43,8 @@ class Store(Protocol):
     def start(self) -> None:
         """Open what the first verb would open, and check it, so that wrong settings fail here.
 
-        Not required: a verb opens what it needs. One attempt, no retry.
+        Not required: a verb opens what it needs. One attempt, no retry. Does nothing if something
+        is open and fit for use.
         """
         ...
 
@@ -58,7 +62,8 @@ class Store(Protocol):
         """Store each (key, value) of *items* (at least one), whatever was there before.
 
         *ttl* replaces the TTL that an entry had; ``None`` removes it. One round trip. If a key
-        comes twice, the last one counts.
+        comes twice, the last one counts. Each entry is stored whole or not at all; whether all of
+        them are is the driver's to say.
         """
         ...
 
@@ -75,7 +80,7 @@ class Store(Protocol):
         ...
 
     def increment(self, key: bytes, delta: int, ttl: int | None) -> int:
-        """Add *delta* to the whole number under *key*, one step; the sum.
+        """Add *delta* (64 signed bits) to the whole number under *key*, one step; the sum.
 
         A key that is not there counts as 0 and gets *ttl*; an entry that exists keeps the TTL it
         has. A value that is no whole number, or a sum outside 64 signed bits, raises

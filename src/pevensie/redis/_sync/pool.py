@@ -108,10 +108,12 @@ class Pool:
             self._close_idle()
 
     def start(self, deadline: float) -> None:
-        """Open one connection and keep it. One attempt."""
+        """Open one connection and keep it, unless there is an idle one. One attempt."""
         with self._lock:
             if self._refuses:
                 raise _failures.not_connected()
+            if self._idle:
+                return
             reserved = self._reserved()
         self.release(self._opened(reserved, deadline))
 
