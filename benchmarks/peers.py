@@ -1,13 +1,12 @@
-"""The contestants: one adapter each, which connects and hands out two bound methods to call.
+"""The contestants: an adapter each, which connects and hands out its two methods, ``get`` and
+``set`` with a TTL, adding no Python frame to a call.
 
-An adapter adds no Python frame to a call. It imports its library when it connects, so that a
-contestant's process holds that library alone. ``prefix`` is what the caller himself puts before a
-key to reach ``ship:<key>``; peers get such keys ready-made.
+Libraries are imported on connecting, so that a contestant's process holds that library alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -24,23 +23,19 @@ TTL: Final = 3600
 
 
 class Calls(NamedTuple):
-    get: Callable[[str], str | None]
-    set: Callable[[str, str], object]
-
-
-class AsyncCalls(NamedTuple):
-    get: Callable[[str], Awaitable[str | None]]
-    set: Callable[[str, str], Awaitable[object]]
+    get: Callable[[str], Any]
+    set: Callable[[str, str], Any]
 
 
 @dataclass(frozen=True)
 class Peer:
     name: str
-    packages: tuple[str, ...]  # whose versions are printed
-    module: str  # what a program imports to use it
-    prefix: str
     open: Callable[[int, int], AbstractContextManager[Calls]]  # port, threads
-    open_async: Callable[[int, int], AbstractAsyncContextManager[AsyncCalls]]  # port, tasks
+    open_async: Callable[[int, int], AbstractAsyncContextManager[Calls]]  # port, tasks
+    module: str  # what a program imports
+    packages: tuple[str, ...]  # whose versions matter
+    prefix: str  # what the caller puts before a key himself; he gets such keys ready-made
+    stored: object  # what ``set`` returns
 
 
 # -- Pevensie, at its defaults -------------------------------------------------------------------
@@ -55,72 +50,73 @@ def _pevensie(port: int, _threads: int) -> Generator[Calls]:
 
 
 @asynccontextmanager
-async def _pevensie_async(port: int, _tasks: int) -> AsyncGenerator[AsyncCalls]:
+async def _pevensie_async(port: int, _tasks: int) -> AsyncGenerator[Calls]:
     import pevensie
 
     async with pevensie.from_url(f"redis://{HOST}:{port}").connect_async() as c:
-        yield AsyncCalls(partial(c.get, RESOURCE), partial(c.set, RESOURCE, ttl_seconds=TTL))
+        yield Calls(partial(c.get, RESOURCE), partial(c.set, RESOURCE, ttl_seconds=TTL))
 
 
 # -- redis-py with hiredis -----------------------------------------------------------------------
 #
-# Its fastest configuration of those tried (redis-py 8.1, CPython 3.11, asyncio; calls per second):
-# the default ConnectionPool, with as many connections as there are tasks (its limit of 100 makes
-# 200 tasks fail). 1 / 50 / 200 tasks: ConnectionPool 6.8k / 10.7k / 10.1k; BlockingConnectionPool
-# with 50 connections 5.8k / 8.1k / 9.0k, with 10 connections 5.8k / 7.2k / 7.9k. With threads the
-# default pool is first too. RESP 2 or 3, and retries or none, make no difference.
+# The fastest of its configurations that were tried (8.1, CPython 3.11): the default ConnectionPool
+# with a connection for each task (its limit of 100 makes 200 tasks fail). asyncio, thousand calls
+# a second with 1 / 50 / 200 tasks: ConnectionPool 6.8 / 10.7 / 10.1; BlockingConnectionPool of 50
+# connections 5.8 / 8.1 / 9.0, of 10 connections 5.8 / 7.2 / 7.9. Threads: the default pool is first
+# too. RESP 2 or 3, retries or none: no difference beyond the noise.
 #
-# Both libraries wait at most 5 s for a reply by default. redis-py's asyncio client pays much for
-# that, so it also runs without: nobody is advised to (a dead server then blocks a call for ever),
-# but it is what a sceptic would ask for.
+# By default redis-py, like Pevensie, waits 5 s for a reply at most. That costs its asyncio client a
+# good deal, so it also runs without: a dead server then blocks a call for ever, but you will ask.
 
 
-def _redis_options(port: int, width: int, *, timed: bool) -> dict[str, Any]:
-    # decode_responses: our get returns a str as well.
+def _options(port: int, width: int, *, timed: bool) -> dict[str, Any]:
+    # decode_responses: our get returns a str too.
     options = {"host": HOST, "port": port, "decode_responses": True, "max_connections": width}
-    return options if timed else {**options, "socket_timeout": None}
+    return options if timed else options | {"socket_timeout": None}
 
 
 @contextmanager
-def _redis_py(port: int, threads: int, *, timed: bool = True) -> Generator[Calls]:
+def _redis(port: int, threads: int, *, timed: bool = True) -> Generator[Calls]:
     import redis
 
-    with redis.Redis(**_redis_options(port, threads, timed=timed)) as r:
-        client: Any = r
-        yield Calls(client.get, partial(client.set, ex=TTL))
+    with redis.Redis(**_options(port, threads, timed=timed)) as r:
+        yield Calls(r.get, partial(r.set, ex=TTL))
 
 
 @asynccontextmanager
-async def _redis_py_async(
-    port: int, tasks: int, *, timed: bool = True
-) -> AsyncGenerator[AsyncCalls]:
-    import redis.asyncio
+async def _redis_async(port: int, tasks: int, *, timed: bool = True) -> AsyncGenerator[Calls]:
+    from redis.asyncio import Redis
 
-    async with redis.asyncio.Redis(**_redis_options(port, tasks, timed=timed)) as r:
-        client: Any = r
-        yield AsyncCalls(client.get, partial(client.set, ex=TTL))
+    async with Redis(**_options(port, tasks, timed=timed)) as r:
+        yield Calls(r.get, partial(r.set, ex=TTL))
 
 
 OURS: Final = Peer(
-    "pevensie",
-    ("pevensie", "hiredis"),
-    "pevensie.cache, pevensie.redis",
-    "",
-    _pevensie,
-    _pevensie_async,
+    name="pevensie",
+    open=_pevensie,
+    open_async=_pevensie_async,
+    module="pevensie.cache, pevensie.redis",
+    packages=("pevensie", "hiredis"),
+    prefix="",
+    stored=None,
 )
-
 REDIS_PY: Final = Peer(
-    "redis-py", ("redis", "hiredis"), "redis", f"{RESOURCE}:", _redis_py, _redis_py_async
+    name="redis-py",
+    open=_redis,
+    open_async=_redis_async,
+    module="redis",
+    packages=("redis", "hiredis"),
+    prefix=f"{RESOURCE}:",
+    stored=True,
 )
-
 UNTIMED: Final = Peer(
-    "redis-py, no timeout",
-    ("redis", "hiredis"),
-    "redis",
-    f"{RESOURCE}:",
-    partial(_redis_py, timed=False),
-    partial(_redis_py_async, timed=False),
+    name="redis-py, no timeout",
+    open=partial(_redis, timed=False),
+    open_async=partial(_redis_async, timed=False),
+    module=REDIS_PY.module,
+    packages=REDIS_PY.packages,
+    prefix=REDIS_PY.prefix,
+    stored=REDIS_PY.stored,
 )
 
 PEERS: Final = {peer.name: peer for peer in (OURS, REDIS_PY, UNTIMED)}

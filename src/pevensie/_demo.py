@@ -121,8 +121,9 @@ def run(config: RedisConfig, *, private: bool) -> Iterator[Section]:
             "async with app_cache.connect_async() as c:",
             asyncio.run(_async_steps(app_cache, redis_cli)),
         )
+        where = "client and server on this machine" if private else "from this machine"
         yield Section(
-            "How fast, just now, with the server on this machine",
+            f"How fast, just now, {where}",
             [_sync_rate(app_cache), asyncio.run(_async_rate(app_cache))],
         )
     finally:
@@ -216,16 +217,16 @@ def _evaluate(line: str, redis_cli: RedisCli, names: dict[str, object]) -> Any:
 
 
 def _step(line: str, expected: Expected, result: object) -> Step:
+    show = _as_redis_cli if line.startswith("redis-cli ") else repr
     if isinstance(result, Exception):
-        text = " ".join(f"{type(result).__name__}: {result}".split())
-        return Step(line, text, False)
-    if callable(expected):
-        held = bool(expected(result))
+        shown = " ".join(f"{type(result).__name__}: {result}".split())
     else:
-        held = type(result) is type(expected) and result == expected
-    return Step(
-        line, _as_redis_cli(result) if line.startswith("redis-cli ") else repr(result), held
-    )
+        shown = show(result)
+    if callable(expected):
+        return Step(line, shown, bool(expected(result)))
+    if type(result) is type(expected) and result == expected:
+        return Step(line, shown, True)
+    return Step(line, f"{shown}, not {show(expected)}", False)
 
 
 def _as_redis_cli(reply: object) -> str:

@@ -45,7 +45,9 @@ def _rich() -> Viewer:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(color_system=None if os.environ.get("NO_COLOR") else "auto", highlight=False)
+    console = Console(
+        markup=False, color_system=None if os.environ.get("NO_COLOR") else "auto", highlight=False
+    )
     python = Syntax("", "python", theme="ansi_dark", background_color="default")
 
     def coloured(line: str) -> Text:
@@ -62,8 +64,11 @@ def _rich() -> Viewer:
         table.add_column(min_width=min(LINE_WIDTH, console.width - 21))
         table.add_column()
         for step in section.steps:
-            mark = Text(_mark(step), style="bold green" if step.held else "bold red")
-            table.add_row(mark, coloured(step.line), Text(step.result))
+            if step.held:
+                table.add_row(Text(_mark(step), style="green"), coloured(step.line), step.result)
+            else:
+                table.add_row(Text(_mark(step), style="red"), coloured(step.line))
+                table.add_row(None, Text(step.result, style="red"))
         is_code = section.title.endswith(":")
         title = coloured(section.title) if is_code else Text(section.title, style="bold")
         console.rule(title, align="left", style="dim")

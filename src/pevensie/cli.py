@@ -31,11 +31,14 @@ INTERRUPTED: Final = 130
 
 DESCRIPTION: Final = "Pevensie, the cache on Redis and Valkey: a demo, a private server, a look."
 
-EPILOG: Final = """\
+WHICH_SERVER: Final = """\
 The server is --url, else $PEVENSIE_URL, $VALKEY_URL or $REDIS_URL, else redis://localhost:6379.
 Other users can read --url with ps, so a password belongs in the environment. The keys of a cache
 with a namespace: redis://host?namespace=NAME.
 
+"""
+
+EXIT_CODES: Final = """\
 Exit codes: 0 it worked; 1 it failed, or get found no value; 2 the command is wrong.
 With --json, stdout gets one JSON document, for an error {"error", "message", "hint"}.
 """
@@ -119,10 +122,13 @@ def _parser() -> _Parser:
         help="print one JSON document and nothing else",
     )
     url_option = _Parser(add_help=False)
-    url_option.add_argument("--url", help="the server; see below")
+    url_option.add_argument("--url", help="such as redis://localhost:6379")
 
     parser = _Parser(
-        "pevensie", description=DESCRIPTION, epilog=EPILOG, formatter_class=as_it_stands
+        "pevensie",
+        description=DESCRIPTION,
+        epilog=WHICH_SERVER + EXIT_CODES,
+        formatter_class=as_it_stands,
     )
     parser.add_argument("--version", action="version", version=f"pevensie {pevensie.__version__}")
     parser.add_argument("--json", action="store_true", help="print one JSON document, see below")
@@ -134,7 +140,7 @@ def _parser() -> _Parser:
             help=text,
             description=text[0].upper() + text[1:] + ".",
             parents=[json_option, url_option] if url else [json_option],
-            epilog=EPILOG,
+            epilog=EXIT_CODES if name in ("demo", "serve") else WHICH_SERVER + EXIT_CODES,
             formatter_class=as_it_stands,
         )
 
@@ -151,7 +157,7 @@ def _parser() -> _Parser:
         command.add_argument("resource_type", metavar="RESOURCE_TYPE", help="such as ship")
     get.add_argument("key", metavar="KEY", help="such as dawn-treader")
     store.add_argument("key", metavar="KEY", help="such as dawn-treader")
-    store.add_argument("value", metavar="VALUE", help="- reads all of stdin, as it is")
+    store.add_argument("value", metavar="VALUE", help="the value; - reads all of stdin, as it is")
     store.add_argument(
         "--ttl", type=_ttl, help="60, 1.5, 250ms, 5m, 12h or 7d; if left out it never expires"
     )

@@ -460,19 +460,22 @@ def test_keyboard_interrupt_in_a_call_leaves_no_half_read_reply(server: Any) -> 
             c.set("ship", n, str(n) * 1000)
         armed = False
         def handler(*_):
+            global armed
             if armed:
+                armed = False
                 raise KeyboardInterrupt
         signal.signal(signal.SIGALRM, handler)
+        def work():
+            for i in range(20):
+                assert c.get("ship", i) == str(i) * 1000
         interrupted = 0
         for n in range(400):
             signal.setitimer(signal.ITIMER_REAL, rng.random() * 0.0005 + 0.000001)
             try:
                 armed = True
-                for i in range(20):
-                    assert c.get("ship", i) == str(i) * 1000
+                work()
                 armed = False
             except KeyboardInterrupt:
-                armed = False
                 interrupted += 1
         assert interrupted > 100, interrupted
         for i in range(20):

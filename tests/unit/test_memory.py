@@ -650,6 +650,7 @@ def _interrupt(call: Callable[[], object], moment: int, handler: Callable[[], ob
         return trace
 
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # or CPython 3.12 reports none the first time
     sys.settrace(trace)
     try:
         call()
