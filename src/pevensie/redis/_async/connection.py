@@ -274,9 +274,9 @@ class Connection(asyncio.Protocol):
         left_out = len(pending) - len(entries)
         if left_out:
             self._calls -= left_out
+            self._on_room(left_out)
             if not entries:
                 self._bytes -= size
-                self._on_room(left_out)
                 return
         for _, op, _ in entries:
             parts += op.data
