@@ -30,6 +30,7 @@ WORKLOADS: Final = [
 ]
 IMPORT: Final = "import, CPU time"
 BARE: Final = "(bare interpreter)"
+MET, MISSED = "✓", "✗ missed"
 
 
 class Target(NamedTuple):
@@ -96,8 +97,9 @@ def main() -> int:
     rows = list(_rows(results, targets))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     print("", *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows), sep="\n")
-    missed = sum("MISSED" in row[-1] for row in rows)
-    print(f"\n{time.perf_counter() - began:.0f} s; targets missed: {missed}")
+    verdicts = [row[-1] for row in rows[1:] if row[-1]]
+    missed = sum(MISSED in verdict for verdict in verdicts)
+    print(f"\n{time.perf_counter() - began:.0f} s; targets missed: {missed} of {len(verdicts)}")
     if options.json:
         record = {"facts": facts, "results": [asdict(result) for result in results]}
         options.json.write_text(json.dumps(record, indent=1) + "\n")
@@ -109,13 +111,18 @@ def _options() -> argparse.Namespace:
     peers = [name for name in PEERS if name != OURS.name]
     parser.add_argument("--quick", action="store_true", help="about 20 s, noisy; one peer")
     parser.add_argument("--uvloop", action="store_true", help="tasks run on uvloop")
-    parser.add_argument("--peers", nargs="+", choices=peers, help="default: all")
+    parser.add_argument(
+        "--peers", nargs="+", choices=peers, metavar="NAME", help=f"of {', '.join(peers)}"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw figures there")
     parser.add_argument("--check", action="store_true", help="exit code 1 if a target is missed")
     options = parser.parse_args()
     if options.uvloop and importlib.util.find_spec("uvloop") is None:
-        parser.error("uvloop is not installed here; pip install uvloop")
-    options.peers = options.peers or ([REDIS_PY.name] if options.quick else peers)
+        parser.error(f"uvloop is not here: {sys.executable} -m pip install uvloop")
+    if options.json and not options.json.absolute().parent.is_dir():
+        parser.error(f"--json: there is no folder {options.json.parent}")
+    wanted = options.peers or ([REDIS_PY.name] if options.quick else peers)
+    options.peers = list(dict.fromkeys(wanted))
     return options
 
 
@@ -128,7 +135,7 @@ def _rows(
         for peer in list(result.figures)[1:]:  # ours is the first
             ratio, spread = result.ratio(peer), result.ratios(peer)
             target = targets.get((result.workload, peer))
-            verdict = f"{target} {'✓' if target.met(ratio) else '✗ MISSED'}" if target else ""
+            verdict = f"{target} {MET if target.met(ratio) else MISSED}" if target else ""
             shown = f"{ratio:5.2f} x ({min(spread):.2f}-{max(spread):.2f})"
             yield *head, peer, result.shown(peer), shown, verdict
             head = ("", "")

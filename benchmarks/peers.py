@@ -110,7 +110,7 @@ REDIS_PY: Final = Peer(
     stored=True,
 )
 UNTIMED: Final = Peer(
-    name="redis-py, no timeout",
+    name="redis-py-untimed",
     open=partial(_redis, timed=False),
     open_async=partial(_redis_async, timed=False),
     module=REDIS_PY.module,

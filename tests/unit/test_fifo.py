@@ -152,8 +152,15 @@ class Fifo(RuleBasedStateMachine):
 
     # -- callers -------------------------------------------------------------------------------
 
-    @rule(kind=st.sampled_from(["get", "get", "error", "touch"]), patience=st.floats(0.05, TIMEOUT))
-    def submit(self, kind: str, patience: float) -> None:
+    @rule(
+        kinds=st.lists(st.sampled_from(["get", "get", "error", "touch"]), min_size=1, max_size=5),
+        patience=st.floats(0.05, TIMEOUT),
+    )
+    def submit(self, kinds: list[str], patience: float) -> None:
+        for kind in kinds:
+            self.submit_one(kind, patience)
+
+    def submit_one(self, kind: str, patience: float) -> None:
         key = b"%d%b" % (next(self.numbers), b"!" if kind == "error" else b"")
         op: Any = _ops.touch(key, None) if kind == "touch" else _ops.get(key)
         deadline = self.loop.now + patience
@@ -193,17 +200,18 @@ class Fifo(RuleBasedStateMachine):
             self.buffer += self.replies.popleft()
 
     @precondition(lambda self: self.buffer)
-    @rule(size=st.integers(1, 200))
+    @rule(size=st.integers(1, 20) | st.just(10_000))
     def receive(self, size: int) -> None:
         data = bytes(self.buffer[:size])
         del self.buffer[:size]
         self.connection.data_received(data)
 
-    @precondition(lambda self: self.replies and self.checked)
+    @precondition(lambda self: self.checked and not self.faulty)
     @rule(at=st.integers(0, 1000), fault=st.sampled_from(["lose", "double", "inject", "push"]))
     def disturb(self, at: int, fault: str) -> None:
         """Once per connection: two faults may cancel out, which is outside the promise."""
-        if self.faulty:
+        self.serve()
+        if not self.replies:
             return
         self.faulty = True
         at %= len(self.replies)
@@ -215,6 +223,22 @@ class Fifo(RuleBasedStateMachine):
             self.replies.insert(at, b"$8\r\nstranger\r\n")
         else:
             self.replies.insert(at, b">2\r\n+invalidate\r\n*1\r\n+x\r\n")
+
+    @precondition(lambda self: self.checked and not self.faulty)
+    @rule(
+        calls=st.integers(2, 5),
+        at=st.integers(0, 1000),
+        fault=st.sampled_from(["lose", "double", "inject", "push"]),
+        size=st.integers(1, 20) | st.just(10_000),
+    )
+    def storm(self, calls: int, at: int, fault: str, size: int) -> None:
+        """Several calls in one write, one fault among their replies, all received in pieces."""
+        self.submit(["get"] * calls, TIMEOUT)
+        self.loop.run()
+        self.disturb(at, fault)
+        self.answer(100)
+        while self.buffer:
+            self.receive(size)
 
     @rule(writing=st.booleans())
     def pressure(self, writing: bool) -> None:

@@ -332,17 +332,16 @@ class Connection(asyncio.Protocol):
                 unasked = replies[0]
                 said = f": {unasked}" if isinstance(unasked, hiredis.ReplyError) else ""
                 self.give_up(f"it sent a reply that nobody waits for{said}")
-                return
+                break
             batch = batches[0]
             have, want = len(replies), batch.replies
             if have < want:
                 if batch.token is not None and replies[-1] == batch.token:
                     self.give_up(f"{want - have} of its replies were lost")
-                    return
                 break
             if batch.token is not None and replies[want - 1] != batch.token:
                 self.give_up("its replies were out of step")
-                return
+                break
             batches.popleft()
             if have == want:
                 taken, replies = replies, []
