@@ -482,7 +482,7 @@ def test_keyboard_interrupt_in_a_call_leaves_no_half_read_reply(server: Any) -> 
             assert c.get("ship", i) == str(i) * 1000
         pool = c._store._pool
         assert len(pool._open) == len(pool._idle) <= 10, pool
-        assert len(pool._dials) == 0 and pool._waiting == 0, pool
+        assert len(pool._dials) == len(pool._waiters) == 0, pool
         c.disconnect()
         """
     done = run_python(program, server.config)

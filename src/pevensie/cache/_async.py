@@ -119,7 +119,7 @@ class AsyncCache:
         One round trip; none for no keys. Redis: ``DEL``. See :meth:`delete` for lost connections.
         """
         _, encoded = encode_keys(self._encode, resource_type, keys)
-        return await self._store.delete(encoded) if encoded else 0
+        return await self._store.delete(list(dict.fromkeys(encoded))) if encoded else 0
 
     async def add(
         self, resource_type: str, key: Key, value: str, *, ttl_seconds: TTL = None

@@ -53,16 +53,17 @@ def key_encoder(namespace: str | None) -> KeyEncoder:
 def encode_keys(
     encode: KeyEncoder, resource_type: str, keys: Iterable[K]
 ) -> tuple[list[K], list[bytes]]:
-    """Each different one of *keys*, and what it is for the driver."""
+    """Each of *keys*, and what it is for the driver, in order."""
     if isinstance(keys, (str, bytes)) or not isinstance(keys, Iterable):
         raise TypeError(f"keys must be a collection of keys, got {type(keys).__name__}; use [key]")
-    by_encoded = {encode(resource_type, key): key for key in keys}
-    return list(by_encoded.values()), list(by_encoded)
+    wanted = list(keys)
+    return wanted, [encode(resource_type, key) for key in wanted]
 
 
 def _resource_type(resource_type: str, lead: str) -> bytes:
     if not isinstance(resource_type, str):
         raise TypeError(f"resource_type must be a str, got {type(resource_type).__name__}")
+    resource_type = str.__str__(resource_type)  # of a str enum: the value, however it is shown
     if not resource_type:
         raise ValueError("resource_type must not be empty")
     if ":" in resource_type or "/" in resource_type:
@@ -70,7 +71,7 @@ def _resource_type(resource_type: str, lead: str) -> bytes:
             f"resource_type must not contain ':' or '/', got {resource_type!r}; use '-' or '.'"
         )
     try:
-        return str.__str__(f"{lead}{resource_type}:").encode()
+        return f"{lead}{resource_type}:".encode()
     except UnicodeEncodeError:
         raise ValueError("resource_type must be valid Unicode: it holds a lone surrogate") from None
 

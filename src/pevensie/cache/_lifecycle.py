@@ -1,17 +1,19 @@
 """The life of a cache: described, connected, disconnected, and connected again.
 
 Each colour may be open once at a time: for blocking code one :class:`Cache`, for asyncio one
-:class:`AsyncCache` per event loop (a lazy one made outside any loop counts in all of them). What
-is open is remembered weakly: a cache that is thrown away without ``disconnect`` does not count.
+:class:`AsyncCache` per event loop (a lazy one made outside any loop counts, from then on, in all of
+them). What is open is remembered weakly: a cache that is thrown away without ``disconnect`` does not
+count.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Coroutine, Generator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pevensie.cache._async import AsyncCache
 from pevensie.cache._keys import key_encoder
@@ -23,19 +25,28 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
 
+_lock: Final = threading.Lock()
+"""Guards what is open, of every cache; held for moments. One for all, so that a fork can hold it:
+a child must not inherit it from a thread that it does not have."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
+
+
 class PevensieCache:
     """A cache that is not connected: where entries live, and what is open on it.
 
     Made by :func:`pevensie.cache.new` or :func:`pevensie.from_url`. It has no ``get``: connect it.
     """
 
-    __slots__ = ("_async_caches", "_driver", "_encode", "_lock", "_sync_cache")
+    __slots__ = ("_async_caches", "_driver", "_encode", "_sync_cache")
 
     def __init__(self, driver: Driver) -> None:
         """See :func:`pevensie.cache.new`."""
         self._driver = driver
         self._encode = key_encoder(driver.namespace)
-        self._lock = threading.Lock()
         self._sync_cache: weakref.ref[Cache] | None = None
         self._async_caches: list[tuple[AbstractEventLoop | None, weakref.ref[AsyncCache]]] = []
 
@@ -69,17 +80,18 @@ class PevensieCache:
         connection belongs to the process that uses it. Raises :exc:`AlreadyConnected` if one is
         open.
         """
-        with self._lock:
+        cache = Cache(self, self._driver.open(), self._encode)
+        with _lock:
             if self._sync_cache is not None and self._sync_cache() is not None:
                 raise AlreadyConnected("this cache is connected already; use that, or disconnect")
-            cache = Cache(self, self._driver.open(), self._encode)
             self._sync_cache = weakref.ref(cache)
         return cache
 
     def lazy_async(self) -> AsyncCache:
         """Same as :meth:`lazy`, but for asyncio. Needs no running event loop."""
         loop = _running_loop()
-        with self._lock:
+        cache = AsyncCache(self, self._driver.open_async(), self._encode)
+        with _lock:
             self._async_caches = [
                 (home, reference)
                 for home, reference in self._async_caches
@@ -90,7 +102,6 @@ class PevensieCache:
                     raise AlreadyConnected(
                         "this cache is connected already in this loop; use that, or disconnect"
                     )
-            cache = AsyncCache(self, self._driver.open_async(), self._encode)
             self._async_caches.append((loop, weakref.ref(cache)))
         return cache
 
@@ -105,7 +116,7 @@ class PevensieCache:
 
     def _disconnected(self, cache: Cache | AsyncCache) -> None:
         """*cache* is open no more."""
-        with self._lock:
+        with _lock:
             if self._sync_cache is not None and self._sync_cache() is cache:
                 self._sync_cache = None
             self._async_caches = [

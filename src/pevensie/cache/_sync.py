@@ -114,7 +114,7 @@ class Cache:
         One round trip; none for no keys. Redis: ``DEL``. See :meth:`delete` for lost connections.
         """
         _, encoded = encode_keys(self._encode, resource_type, keys)
-        return self._store.delete(encoded) if encoded else 0
+        return self._store.delete(list(dict.fromkeys(encoded))) if encoded else 0
 
     def add(self, resource_type: str, key: Key, value: str, *, ttl_seconds: TTL = None) -> bool:
         """Store *value* if there is none; whether it was stored. Of many callers, one stores.

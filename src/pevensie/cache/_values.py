@@ -98,6 +98,6 @@ def check_delta(delta: int) -> int:
     """*delta*, if a counter can be moved by it."""
     if isinstance(delta, bool) or not isinstance(delta, int):
         raise TypeError(f"delta must be an int, got {type(delta).__name__}")
-    if not -MAX_INTEGER <= delta <= MAX_INTEGER:
+    if not -MAX_INTEGER - 1 <= delta <= MAX_INTEGER:
         raise ValueError("delta must fit in 64 bits")
     return delta

@@ -27,7 +27,7 @@ FAIL_FAST_AFTER: Final = 3
 class Backoff:
     """How the last dials to one server went, and when the next may start."""
 
-    __slots__ = ("_failed_at", "_random", "failure", "failures", "next_dial")
+    __slots__ = ("_failed_at", "_looked_up_at", "_random", "failure", "failures", "next_dial")
 
     failures: int
     """Failed dials since the last that succeeded."""
@@ -38,6 +38,7 @@ class Backoff:
 
     def __init__(self, random: Callable[[], float]) -> None:
         self._random = random
+        self._looked_up_at = float("-inf")
         self.succeeded()
 
     def __repr__(self) -> str:
@@ -62,6 +63,16 @@ class Backoff:
         self.failures += 1
         longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self.failures - 1, 10))
         self.next_dial = now + longest * self._random()
+
+    def may_look_up(self, now: float) -> bool:
+        """Whether a server that answers READONLY is to be dialled, and its name looked up, again.
+
+        Once per :data:`LONGEST_PAUSE`: it may be a replica for good, and dialling it succeeds.
+        """
+        if now - self._looked_up_at < LONGEST_PAUSE:
+            return False
+        self._looked_up_at = now
+        return True
 
     def fails_fast(self, now: float) -> bool:
         """Whether a caller that needs a new connection is to be refused at once."""

@@ -9,6 +9,7 @@ from typing import Any
 import hiredis
 
 from pevensie.errors import DeadlineExceeded, NotConnected, RedisError, ShutdownError
+from pevensie.redis._resp import text_of
 
 
 def not_connected() -> NotConnected:
@@ -42,7 +43,7 @@ def no_connection(timeout: float, failure: RedisError | None) -> DeadlineExceede
 
 def closed_by_server(replies: Iterable[Any], reason: str = "") -> str:
     """What to say of a connection that the other side closed. *replies*: its last words."""
-    said = next((f": {r}" for r in replies if isinstance(r, hiredis.ReplyError)), "")
+    said = next((f": {text_of(r)}" for r in replies if isinstance(r, hiredis.ReplyError)), "")
     return f"the server closed the connection{reason}{said.partition('. ')[0]}"
 
 

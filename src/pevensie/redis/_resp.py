@@ -54,11 +54,18 @@ def coalesced(parts: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join(small)
 
 
+def text_of(reply: hiredis.ReplyError) -> str:
+    """What an error reply says, without what it may repeat of the command.
+
+    "unknown command 'GET', with args beginning with: 'ship:…'": neither keys nor passwords belong
+    in messages.
+    """
+    return str(reply).partition(", with args beginning with")[0]
+
+
 def server_error(reply: hiredis.ReplyError, *, refused: bool = True) -> ServerError:
     """The exception for an error reply. *refused*: nothing of what was asked was executed."""
-    text = str(reply)
-    # "unknown command 'GET', with args beginning with: 'ship:…'": keys do not belong in messages.
-    text = text.partition(", with args beginning with")[0]
+    text = text_of(reply)
     word = text.partition(" ")[0]
     code = word if word.isupper() else "ERR"
     return ServerError(

@@ -24,7 +24,7 @@ import hiredis
 
 from pevensie.errors import AuthenticationFailed, RedisError, StartError, UnknownResponseError
 from pevensie.redis._ops import Op
-from pevensie.redis._resp import command, server_error
+from pevensie.redis._resp import command, server_error, text_of
 from pevensie.redis._retry import REFUSALS, Retry
 from pevensie.redis.config import RedisConfig
 
@@ -112,7 +112,7 @@ def _refusal(name: str, reply: hiredis.ReplyError, config: RedisConfig) -> Redis
     """What an error in reply to *name* means; None: it does not matter."""
     error = server_error(reply)
     if error.code in REFUSALS or error.code == "BUSY":
-        return StartError(f"the server is not ready: {reply}")
+        return StartError(f"the server is not ready: {text_of(reply)}")
     if error.code == "NOAUTH":
         return AuthenticationFailed(
             f"the server asks for a password: set {_credentials(config)} in RedisConfig "
@@ -126,7 +126,8 @@ def _refusal(name: str, reply: hiredis.ReplyError, config: RedisConfig) -> Redis
         return StartError(f"the server refuses connections: {_first_words(reply)}")
     if name in _FIXES:
         return StartError(
-            f"{name} was refused ({reply}); in RedisConfig, see {_FIXES[name]}", transient=False
+            f"{name} was refused ({text_of(reply)}); in RedisConfig, see {_FIXES[name]}",
+            transient=False,
         )
     return None
 
@@ -137,4 +138,4 @@ def _credentials(config: RedisConfig) -> str:
 
 def _first_words(reply: hiredis.ReplyError) -> str:
     """The first sentence: the rest of what Redis says here is a page of advice."""
-    return str(reply).partition(". ")[0]
+    return text_of(reply).partition(". ")[0]

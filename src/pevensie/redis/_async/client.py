@@ -50,16 +50,17 @@ class _Lines(NamedTuple):
     def all(self) -> set[Line]:
         return {self.main, self.bulk}
 
+    def shut(self) -> None:
+        for line in self.all():
+            line.shut()
+
 
 class _Home(NamedTuple):
     """An event loop, its lines, and the generator that closes them with the loop."""
 
-    loop: AbstractEventLoop | None
-    lines: _Lines | None
-    keeper: AsyncGenerator[None] | None
-
-
-_NOWHERE: Final = _Home(None, None, None)
+    loop: AbstractEventLoop
+    lines: _Lines
+    keeper: AsyncGenerator[None]
 
 
 class AsyncRedisStore:
@@ -76,7 +77,7 @@ class AsyncRedisStore:
         self._lock = threading.Lock()
         """Guards ``_homes``; held for moments, never across I/O."""
         self._homes: dict[AbstractEventLoop, _Home] = {}
-        self._here = _NOWHERE
+        self._here: _Home | None = None
         """The home that was used last: the fast path. One attribute, so that threads never see
         the loop of one with the lines of another."""
         self._refuses = False
@@ -85,6 +86,11 @@ class AsyncRedisStore:
     def __repr__(self) -> str:
         homes = [home.lines for home in self._homes.values()]
         return f"<AsyncRedisStore {self._config.address} {homes}>"
+
+    def __del__(self) -> None:
+        # Loops that run close their connections by themselves; closed ones cannot any more.
+        if hasattr(self, "_homes"):
+            self._forget_closed_loops()
 
     # -- the verbs: see pevensie.drivers.Store ----------------------------------------------
 
@@ -125,9 +131,7 @@ class AsyncRedisStore:
     async def _run(self, op: Op[T]) -> T:
         home = self._here
         loop = asyncio.get_running_loop()
-        lines = home.lines if home.loop is loop else None
-        if lines is None:
-            lines = self._lines(loop)
+        lines = home.lines if home is not None and home.loop is loop else self._lines(loop)
         data = op.data
         size = len(data[0]) if len(data) == 1 else sum(map(len, data))
         line = lines.main if size < BULK else lines.bulk
@@ -157,11 +161,15 @@ class AsyncRedisStore:
         if not isinstance(error, ServerError):
             return
         if error.code == "READONLY":
-            line.drop("the server became a replica")
+            line.look_up_again()
         pause = pause_after_refusal(attempt, random.random)
         if asyncio.get_running_loop().time() + pause >= deadline:
             raise error
-        await asyncio.sleep(pause)
+        line.callers += 1
+        try:
+            await asyncio.sleep(pause)
+        finally:
+            line.callers -= 1
 
     def _lines(self, loop: AbstractEventLoop) -> _Lines:
         """The lines of *loop*, made on first use there."""
@@ -176,23 +184,22 @@ class AsyncRedisStore:
                 lines = _Lines(main, bulk)
                 home = self._homes[loop] = _Home(loop, lines, _keeper(self, loop, lines))
             self._here = home
-        assert home.lines is not None
         return home.lines
 
     def _forget_closed_loops(self) -> None:
         for loop in [loop for loop in self._homes if loop.is_closed()]:
             home = self._homes.pop(loop)
-            for line in home.lines.all() if home.lines else ():
+            for line in home.lines.all():
                 if line.connection is not None:
                     line.connection.orphaned()
-        if self._here.loop is not None and self._here.loop.is_closed():
-            self._here = _NOWHERE
+        if self._here is not None and self._here.loop.is_closed():
+            self._here = None
 
     def _forget(self, loop: AbstractEventLoop) -> None:
         with self._lock:
             self._homes.pop(loop, None)
-            if self._here.loop is loop:
-                self._here = _NOWHERE
+            if self._here is not None and self._here.loop is loop:
+                self._here = None
 
     # -- its life ----------------------------------------------------------------------------
 
@@ -213,39 +220,41 @@ class AsyncRedisStore:
         self._refuse()
         here = asyncio.get_running_loop()
         with self._lock:
+            self._forget_closed_loops()
             homes = list(self._homes.values())
         for home in homes:
-            if home.loop is None or home.lines is None or home.keeper is None:
-                continue
             if home.loop is here:
                 await home.keeper.aclose()
-            elif not home.loop.is_closed():
-                asyncio.run_coroutine_threadsafe(_aclose(home.keeper), home.loop)
-        with self._lock:
-            self._forget_closed_loops()
-            self._homes.clear()
+            else:
+                try:
+                    home.loop.call_soon_threadsafe(home.lines.shut)
+                except RuntimeError:
+                    pass  # closed in this moment: its keeper saw to the rest
 
     def _refuse(self) -> None:
         with self._lock:
             self._refuses = True
-            self._here = _NOWHERE
+            self._here = None
 
     def _in_use(self) -> bool:
         with self._lock:
             homes = list(self._homes.items())
         return any(
-            line.in_use
-            for loop, home in homes
-            if home.lines and not loop.is_closed()
-            for line in home.lines.all()
+            line.in_use for loop, home in homes if not loop.is_closed() for line in home.lines.all()
         )
 
     def _forked(self) -> None:
         """In the child: the lines are the parent's, and so is whoever held the lock."""
         self._lock = threading.Lock()
+        devnull = os.open(os.devnull, os.O_RDWR)
+        for home in self._homes.values():
+            for line in home.lines.all():
+                if line.connection is not None:
+                    line.connection.disown(devnull)
+        os.close(devnull)
         _inherited.extend(self._homes.values())
         self._homes = {}
-        self._here = _NOWHERE
+        self._here = None
 
 
 def _keeper(store: AsyncRedisStore, loop: AbstractEventLoop, lines: _Lines) -> AsyncGenerator[None]:
@@ -272,10 +281,6 @@ async def _keep(
             del store
         for line in lines.all():
             await line.close()
-
-
-async def _aclose(keeper: AsyncGenerator[None]) -> None:
-    await keeper.aclose()
 
 
 _stores: Final[weakref.WeakSet[AsyncRedisStore]] = weakref.WeakSet()

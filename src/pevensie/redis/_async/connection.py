@@ -24,9 +24,9 @@ Rules.
  7. The write buffer is the transport's until it is full; then batches wait here, where callers
     that are cancelled can still be left out.
 
-With ``integrity_checks=False`` batches end without a token; after a timeout all that is in flight
-is merged into one batch that does end with one. Where the server does not know ECHO, a timeout
-closes the connection.
+With ``integrity_checks=False`` batches end without a token until a call times out; then all that is
+in flight is merged into one batch that does end with one, and so does each that follows. Where the
+server does not know ECHO, a timeout closes the connection.
 
 It must never: hand out a reply that is not its caller's, send on behalf of a caller that has left,
 hold a reference to the client above it.
@@ -35,6 +35,7 @@ hold a reference to the client above it.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -47,7 +48,7 @@ from pevensie.errors import ConnectionLost
 from pevensie.redis import _failures
 from pevensie.redis._io.sockets import reset_on_close
 from pevensie.redis._ops import Op
-from pevensie.redis._resp import INCOMPLETE, LARGE, MAX_REPLY_BYTES, coalesced, new_reader
+from pevensie.redis._resp import INCOMPLETE, LARGE, MAX_REPLY_BYTES, coalesced, new_reader, text_of
 from pevensie.redis._session import Tokens, echo
 
 MAX_CALLS: Final = 16_384
@@ -88,7 +89,6 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_alarm",
         "_alarm_at",
-        "_always_checked",
         "_batches",
         "_bytes",
         "_calls",
@@ -132,7 +132,6 @@ class Connection(asyncio.Protocol):
         self._sock = sock
         self._timeout = timeout
         self._tokens = tokens
-        self._always_checked = False
         self._checked = False
         """Whether batches end with a token now."""
         self._on_room = on_room
@@ -184,9 +183,11 @@ class Connection(asyncio.Protocol):
     @property
     def in_use(self) -> bool:
         """Whether somebody waits for a reply."""
+        # Copies: a thread that disconnects from another loop may be looking.
+        batches = [batch.entries for batch in list(self._batches)]
         return any(
             not future.done()
-            for entries in (self._pending, *(batch.entries for batch in self._batches))
+            for entries in (list(self._pending), *batches)
             for future, _, _ in entries
         )
 
@@ -224,7 +225,7 @@ class Connection(asyncio.Protocol):
     def greeted(self, *, echoes: bool, integrity_checks: bool) -> None:
         """The handshake, the first operation, went well: from now on, check integrity."""
         self._echoes = echoes
-        self._always_checked = self._checked = echoes and integrity_checks
+        self._checked = echoes and integrity_checks
 
     def give_up(self, why: str) -> None:
         """Close with RST, now; whoever waits gets :exc:`ConnectionLost` that says *why*."""
@@ -236,15 +237,27 @@ class Connection(asyncio.Protocol):
         self._fail_all(None)
 
     def close(self) -> None:
-        """Close a connection that nobody waits on."""
-        self._why = self._why or "the cache was disconnected"
-        if self._transport is not None:
-            self._transport.close()
-        self._fail_all(None)
+        """Close it, with RST if anything is unanswered: what is buffered must not be sent then."""
+        if self._batches or self._pending:
+            self.give_up("the cache was disconnected")
+        elif self._transport is not None:
+            self._why = self._why or "the cache was disconnected"
+            self._transport.abort()
+            self._fail_all(None)
+
+    def disown(self, devnull: int) -> None:
+        """In a forked child: let go of the parent's socket, and of nothing else.
+
+        Closing the transport would take the socket out of the epoll set that the parent shares.
+        """
+        if self._sock.fileno() >= 0:
+            os.dup2(devnull, self._sock.fileno())
 
     def orphaned(self) -> None:
         """The loop is closed, and with it every public way to close a transport: let go of it."""
         self.closed = True
+        self._batches.clear()  # nobody can be told: their loop is closed
+        self._pending.clear()
         transport, self._transport = self._transport, None
         if transport is not None:
             try:
@@ -326,47 +339,44 @@ class Connection(asyncio.Protocol):
     def _hand_out(self, replies: list[Any]) -> None:
         """Answer the batches whose replies are all there."""
         batches = self._batches
-        answered = 0
-        while replies:
+        answered = start = 0
+        while start < len(replies):
             if not batches:
-                unasked = replies[0]
-                said = f": {unasked}" if isinstance(unasked, hiredis.ReplyError) else ""
+                unasked = replies[start]
+                said = f": {text_of(unasked)}" if isinstance(unasked, hiredis.ReplyError) else ""
                 self.give_up(f"it sent a reply that nobody waits for{said}")
                 break
             batch = batches[0]
-            have, want = len(replies), batch.replies
-            if have < want:
+            end = start + batch.replies
+            if end > len(replies):
                 if batch.token is not None and replies[-1] == batch.token:
-                    self.give_up(f"{want - have} of its replies were lost")
+                    self.give_up(f"{end - len(replies)} of its replies were lost")
                 break
-            if batch.token is not None and replies[want - 1] != batch.token:
+            if batch.token is not None and replies[end - 1] != batch.token:
                 self.give_up("its replies were out of step")
                 break
             batches.popleft()
-            if have == want:
-                taken, replies = replies, []
-            else:
-                taken, replies = replies[:want], replies[want:]
-            self._replies = replies
             self._completed += 1
             self._bytes -= batch.size
             self._calls -= len(batch.entries)
             answered += len(batch.entries)
-            at = 0
             for future, op, _ in batch.entries:
                 count = op.replies
-                if count == 1:
-                    reply: Any = taken[at]
-                else:
-                    reply = taken[at : at + count]
-                at += count
+                reply: Any = replies[start] if count == 1 else replies[start : start + count]
+                start += count
                 if not future.done():
                     future.set_result(reply)
+            start = end
+        if not self.closed:
+            self._replies = replies[start:] if start < len(replies) else []
         if answered:
             self._on_room(answered)
 
     def eof_received(self) -> None:
-        return None
+        # At once: asyncio would first try to write what is still buffered.
+        self._fail_all(None)
+        if self._transport is not None:
+            self._transport.abort()
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -428,13 +438,13 @@ class Connection(asyncio.Protocol):
             (False, self._pending),
         ):
             for future, _, deadline in entries:
-                if future.done():
-                    continue
-                if deadline <= now:
-                    sent_expired |= sent
-                    future.set_exception(_failures.no_reply(self._timeout, sent=sent))
-                else:
+                if deadline > now:
                     earliest = min(earliest, deadline)
+                    continue
+                # Also of a caller that left earlier: its reply should have come by now.
+                sent_expired |= sent
+                if not future.done():
+                    future.set_exception(_failures.no_reply(self._timeout, sent=sent))
         if sent_expired:
             self._suspect()
         if not self.closed and earliest < inf:
@@ -469,7 +479,6 @@ class Connection(asyncio.Protocol):
     def _on_suspicion(self, completed: int, received: int) -> None:
         self._suspicion = None
         if self._completed != completed or not self._batches:
-            self._checked = self._always_checked
             return
         if self._received == received:
             self.give_up(f"it has not answered for {2 * self._timeout * 1000:.0f} ms")

@@ -27,6 +27,10 @@ MAX_WAITING: Final = 16_384
 waits is worth a few megabytes, and it will not be served in time anyway."""
 
 
+CLOSING: Final = 1.0
+"""Seconds to wait for a loop to close a socket, which takes it one turn."""
+
+
 class Line:
     """A connection that comes back."""
 
@@ -84,23 +88,30 @@ class Line:
             self.callers -= 1
 
     def drop(self, why: str) -> None:
-        """Give the connection up, so that the next call dials, and looks the name up, again."""
+        """Give the connection up: the next call dials another."""
         if self.connection is not None:
             self.connection.give_up(why)
 
-    async def close(self) -> None:
+    def look_up_again(self) -> None:
+        """Give the connection up to a server that became a replica, so that its name is looked up
+        again; not more often than is worth it."""
+        if self._backoff.may_look_up(asyncio.get_running_loop().time()):
+            self.drop("the server became a replica")
+
+    def shut(self) -> None:
         """Close for good. Whoever still waits is told so."""
         self.closed = True
         if self._dialling is not None:
             self._dialling.cancel()
         self._wake(len(self._waiting))
-        connection = self.connection
-        if connection is not None:
-            if connection.in_use:
-                connection.give_up("the cache was disconnected")
-            else:
-                connection.close()
-            await asyncio.wait((connection.lost,), timeout=1.0)
+        if self.connection is not None:
+            self.connection.close()
+
+    async def close(self) -> None:
+        """As :meth:`shut`; returns once the socket is closed."""
+        self.shut()
+        if self.connection is not None:
+            await asyncio.wait((self.connection.lost,), timeout=CLOSING)
 
     # -- dialling ----------------------------------------------------------------------------
 
@@ -109,7 +120,7 @@ class Line:
         loop = asyncio.get_running_loop()
         task = self._dialling
         failure = self._backoff.failure
-        if task is None:
+        if task is None or task.done():  # done: cancelled from outside before it began
             if failure is not None and self._backoff.fails_fast(loop.time()):
                 raise _failures.again(failure)
             task = self._dialling = loop.create_task(self._redial())
@@ -142,7 +153,7 @@ class Line:
     def _keep(self, connection: Connection) -> None:
         self._backoff.succeeded()
         self.connection = connection
-        connection.queued = bool(self._waiting)
+        self._wake(len(self._waiting))
 
     # -- room --------------------------------------------------------------------------------
 
@@ -159,8 +170,8 @@ class Line:
             await future
         except BaseException:
             self._waiting.pop(future, None)
-            if not future.cancelled():
-                self._wake(1)  # this caller was woken and leaves all the same: pass it on
+            # If this caller was woken and leaves all the same, pass it on.
+            self._wake(0 if future.cancelled() else 1)
             raise
 
     def _on_room(self, calls: int) -> None:

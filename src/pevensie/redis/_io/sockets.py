@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import errno
 import os
 import queue
 import select
@@ -139,7 +140,10 @@ def in_thread(function: Callable[[], T], done: Callable[[T | BaseException], Non
             outcome = error
         done(outcome)
 
-    threading.Thread(target=run, name="pevensie-dial", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="pevensie-dial", daemon=True).start()
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, "no thread could be started") from error
 
 
 def within(timeout: float, function: Callable[[], T]) -> T:

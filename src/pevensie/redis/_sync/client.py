@@ -97,7 +97,7 @@ class RedisStore:
         if not isinstance(error, ServerError):
             return
         if error.code == "READONLY":
-            self._pool.drop_idle()
+            self._pool.look_up_again()
         pause = pause_after_refusal(attempt, random.random)
         if time.monotonic() + pause >= deadline:
             raise error
@@ -112,9 +112,8 @@ class RedisStore:
         self._pool.drain(time.monotonic() + self._timeout)
 
     def close(self, *, force: bool) -> None:
-        if not force and self._pool.in_use:
+        if not self._pool.close(force=force):
             raise _failures.in_use(self._config.address)
-        self._pool.close()
 
     def _forked(self) -> None:
         self._pool.forget()

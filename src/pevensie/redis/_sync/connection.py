@@ -139,7 +139,8 @@ class Connection:
     def _send_rest(self, part: bytes, count: int, deadline: float) -> None:
         with memoryview(part) as view:
             while count < len(part):
-                if not self._ready.to_write(deadline - time.monotonic()):
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._ready.to_write(left):
                     raise _failures.no_reply(self._timeout, sent=True)
                 try:
                     count += self._sock.send(view[count:])
@@ -183,7 +184,8 @@ class Connection:
         already."""
         wait = not self._encrypted
         while True:
-            if wait and not self._ready.to_read(deadline - time.monotonic()):
+            left = deadline - time.monotonic()
+            if left <= 0 or (wait and not self._ready.to_read(left)):
                 raise _failures.no_reply(self._timeout, sent=True)
             try:
                 data = self._sock.recv(size)

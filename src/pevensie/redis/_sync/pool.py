@@ -1,9 +1,12 @@
 """The pool: up to ``pool_size`` connections that threads borrow, one call at a time.
 
 ``_idle`` is a stack, so that few connections stay warm. Taking from it and putting back are single
-steps of a list and need no lock; the lock is for everything else: growing, waiting, closing. No
-wake-up is lost: who waits counts itself in ``_waiting`` first and then looks at the stack again;
-who gives back appends first and then looks at ``_waiting``.
+steps of a list and need no lock; the lock is for everything else: growing, waiting, closing.
+
+Who waits is served in order of arrival: what becomes free is handed to the first, and nobody takes
+from the stack while somebody waits, or a busy thread could starve the others. No wake-up is lost:
+who waits joins ``_waiters`` first and then serves the queue itself; who gives back appends first
+and then looks at ``_waiters``.
 
 ``_open`` holds every open connection weakly, and ``_dials`` every dial under way. A thread that is
 interrupted, wherever that is, drops the last reference: the connection is closed, and there is room
@@ -19,6 +22,7 @@ import random
 import threading
 import time
 import weakref
+from collections import deque
 
 from pevensie.errors import PoolError, RedisError, StartError
 from pevensie.redis import _failures
@@ -34,12 +38,23 @@ class _Dial:
     __slots__ = ("__weakref__",)
 
 
+class _Waiter:
+    """A thread that waits, and what it is given: a connection, or leave to dial one."""
+
+    __slots__ = ("given", "ready")
+
+    def __init__(self) -> None:
+        self.ready = threading.Lock()
+        self.ready.acquire()
+        self.given: Connection | _Dial | None = None
+
+
 class Pool:
     """Connections to one server. Threads may share it."""
 
     __slots__ = (
-        "_backoff", "_config", "_dial_ended", "_dials", "_given_back", "_idle", "_lock",
-        "_open", "_probe", "_refuses", "_waiting",
+        "_backoff", "_config", "_dial_ended", "_dials", "_idle", "_lock", "_open", "_probe",
+        "_refuses", "_waiters",
     )  # fmt: skip
 
     def __init__(self, config: RedisConfig) -> None:
@@ -51,8 +66,6 @@ class Pool:
 
     def _start_empty(self) -> None:
         self._lock = threading.RLock()
-        self._given_back = threading.Condition(self._lock)
-        """There is an idle connection, or room for another."""
         self._dial_ended = threading.Condition(self._lock)
         """A dial has ended, or, while draining, a connection was closed."""
         self._idle: list[Connection] = []
@@ -61,13 +74,13 @@ class Pool:
         self._dials: weakref.WeakSet[_Dial] = weakref.WeakSet()
         self._probe: weakref.ref[_Dial] | None = None
         """The dial to a server that could not be reached before."""
-        self._waiting = 0
-        """Threads that wait for a connection to be given back."""
+        self._waiters: deque[_Waiter] = deque()
+        """Threads that wait for a connection, in order of arrival."""
 
     def __repr__(self) -> str:
         return (
             f"<Pool {self._config.address} open={len(self._open)} idle={len(self._idle)} "
-            f"dials={len(self._dials)} waiting={self._waiting} {self._backoff}>"
+            f"dials={len(self._dials)} waiting={len(self._waiters)} {self._backoff}>"
         )
 
     @property
@@ -84,14 +97,14 @@ class Pool:
         :exc:`PoolError`, :exc:`NotConnected` or how dialling failed.
         """
         while True:
+            connection: Connection | _Dial
             try:
-                connection = self._idle.pop()
+                connection = self._wait(deadline) if self._waiters else self._idle.pop()
             except IndexError:
-                waited = self._wait(deadline)
-                if isinstance(waited, _Dial):
-                    return self._dial(waited, deadline)
-                connection = waited
-            if connection.usable():
+                connection = self._wait(deadline)
+            if isinstance(connection, _Dial):
+                return self._dial(connection, deadline)
+            if not self._refuses and connection.usable():
                 return connection
             self._discard(connection)
 
@@ -101,9 +114,9 @@ class Pool:
             self._discard(connection)
             return
         self._idle.append(connection)
-        if self._waiting:
+        if self._waiters:
             with self._lock:
-                self._given_back.notify()
+                self._serve()
         if self._refuses:
             self._close_idle()
 
@@ -118,36 +131,59 @@ class Pool:
         self.release(self._opened(reserved, deadline))
 
     def _wait(self, deadline: float) -> Connection | _Dial:
-        """An idle connection as soon as there is one, or leave to dial another."""
+        """An idle connection as soon as it is this thread's turn, or leave to dial another."""
+        waiter = _Waiter()
         with self._lock:
-            self._waiting += 1
-            try:
-                while True:
-                    if self._refuses:
-                        raise _failures.not_connected()
-                    try:
-                        return self._idle.pop()
-                    except IndexError:
-                        pass
-                    if len(self._open) + len(self._dials) < self._config.pool_size:
-                        return self._reserved()
-                    if not self._given_back.wait(max(0.0, deadline - time.monotonic())):
-                        self._refuse(deadline)
-            finally:
-                self._waiting -= 1
+            if self._refuses:
+                raise _failures.not_connected()
+            self._waiters.append(waiter)
+            self._serve()
+        try:
+            waiter.ready.acquire(timeout=max(0.0, deadline - time.monotonic()))
+        except BaseException:
+            self._leave(waiter)
+            raise
+        with self._lock:
+            if waiter.given is not None:
+                return waiter.given
+            self._leave(waiter)
+        if self._refuses:
+            raise _failures.not_connected()
+        raise PoolError(
+            f"all {self._config.pool_size} connections were busy for "
+            f"{self._config.timeout_seconds * 1000:.0f} ms; raise RedisConfig.pool_size"
+        )
 
-    def _refuse(self, deadline: float) -> None:
-        if time.monotonic() >= deadline and not self._idle:
-            raise PoolError(
-                f"all {self._config.pool_size} connections were busy for "
-                f"{self._config.timeout_seconds * 1000:.0f} ms; raise RedisConfig.pool_size"
-            )
+    def _leave(self, waiter: _Waiter) -> None:
+        """Stop waiting; what this thread was given all the same goes to the next."""
+        with self._lock:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+            if isinstance(waiter.given, _Dial):
+                self._dials.discard(waiter.given)
+            elif waiter.given is not None:
+                self._idle.append(waiter.given)
+            self._serve()
+
+    def _serve(self) -> None:
+        """Hand what is free to those who wait. The caller holds the lock."""
+        while self._waiters:
+            given: Connection | _Dial
+            try:
+                given = self._idle.pop()
+            except IndexError:
+                if len(self._open) + len(self._dials) >= self._config.pool_size:
+                    return
+                given = self._reserved()
+            waiter = self._waiters.popleft()
+            waiter.given = given
+            waiter.ready.release()
 
     def _discard(self, connection: Connection) -> None:
         connection.close()
         with self._lock:
             self._open.discard(connection)
-            self._given_back.notify()
+            self._serve()
             if self._refuses:
                 self._dial_ended.notify_all()
 
@@ -172,15 +208,18 @@ class Pool:
         started = time.monotonic()
         try:
             connection = dial(self._config, deadline)
-            self._backoff.succeeded()
-            return connection
         except RedisError as error:
             if isinstance(error, StartError) and self._too_short(started, deadline):
                 raise _failures.no_connection(self._config.timeout_seconds, error) from error
-            self._backoff.failed(error, started, time.monotonic())
+            with self._lock:
+                self._backoff.failed(error, started, time.monotonic())
             raise
         finally:
             self._dialled(reserved, connection)
+        if self._refuses:
+            self._discard(connection)
+            raise _failures.not_connected()
+        return connection
 
     def _dialled(self, reserved: _Dial, connection: Connection | None) -> None:
         with self._lock:
@@ -188,9 +227,9 @@ class Pool:
             if self._probe is not None and self._probe() in (reserved, None):
                 self._probe = None
             if connection is not None:
+                self._backoff.succeeded()
                 self._open.add(connection)
-            else:
-                self._given_back.notify()
+            self._serve()
             self._dial_ended.notify_all()
 
     def _too_short(self, started: float, deadline: float) -> bool:
@@ -226,20 +265,28 @@ class Pool:
         """Hand out no more connections; wait for those that are borrowed until *deadline*."""
         with self._lock:
             self._refuses = True
-            self._given_back.notify_all()
+            while self._waiters:
+                self._waiters.popleft().ready.release()
             self._dial_ended.notify_all()
         self._close_idle()
         with self._lock:
             while self.in_use and (left := deadline - time.monotonic()) > 0:
                 self._dial_ended.wait(left)
 
-    def close(self) -> None:
-        """Close every connection, also under those who use them, and hand out no more."""
-        self.drain(time.monotonic())
+    def close(self, *, force: bool) -> bool:
+        """Close every connection and hand out no more. With *force* also under those who use them;
+        without, ``False`` if somebody does, and then nothing was closed.
+        """
         with self._lock:
+            refused, self._refuses = self._refuses, True
+            if self.in_use and not force:
+                self._refuses = refused
+                return False
             borrowed = list(self._open)
+        self.drain(time.monotonic())
         for connection in borrowed:
             connection.give_up()
+        return True
 
     def forget(self) -> None:
         """In a forked child: the connections are the parent's, and so is whoever held the lock."""
@@ -249,9 +296,13 @@ class Pool:
             connection.dirty = False
             connection.close()
 
-    def drop_idle(self) -> None:
-        """Close what is idle, so that the next call dials, and looks the name up, again."""
-        self._close_idle()
+    def look_up_again(self) -> None:
+        """Close what is idle, since the server became a replica, so that its name is looked up
+        again; not more often than is worth it."""
+        with self._lock:
+            due = self._backoff.may_look_up(time.monotonic())
+        if due:
+            self._close_idle()
 
     def _close_idle(self) -> None:
         while self._idle:
