@@ -145,7 +145,7 @@ def _rows(
 
 
 def _play(peers: list[Peer], port: int, options: argparse.Namespace) -> list[Result]:
-    rounds, warm_up, seconds = (3, 0.06, 0.15) if options.quick else (5, 0.1, 0.25)
+    rounds, warm_up, seconds = (3, 0.06, 0.15) if options.quick else (7, 0.1, 0.22)
     names = [peer.name for peer in peers]
     results = {
         workload: Result(

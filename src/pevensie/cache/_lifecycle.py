@@ -1,8 +1,8 @@
 """The life of a cache: described, connected, disconnected, and connected again.
 
 Each colour may be open once at a time: for blocking code one :class:`Cache`, for asyncio one
-:class:`AsyncCache` per event loop (a lazy one made outside any loop counts, from then on, in all of
-them). What is open is remembered weakly: a cache that is thrown away without ``disconnect`` does not
+:class:`AsyncCache` per event loop. A lazy one made outside any loop counts, from then on, in all of
+them. What is open is remembered weakly: a cache that is thrown away without ``disconnect`` does not
 count.
 """
 
