@@ -20,6 +20,7 @@ from pevensie.redis import (
     PoolError,
     RedisConfig,
     ServerError,
+    ShutdownError,
     StartError,
     UnknownResponseError,
 )
@@ -570,3 +571,138 @@ async def test_threads_share_a_pool_under_constant_garbage_collection(server: An
             assert len(pool._open) == len(pool._idle) <= 8
     finally:
         gc.set_threshold(*before)
+
+
+# -- what a review found, so that it stays found ---------------------------------------------------
+
+
+async def test_two_timeouts_without_integrity_checks_shift_nothing(fake: FakeServer) -> None:
+    """The second merges what is in flight again; tokens must not be handed out as values."""
+    config = dataclasses.replace(fake.config, timeout=100, integrity_checks=False)
+    slow = {b"ship:0", b"ship:20"}
+
+    def answer(words: list[bytes]) -> bytes:
+        if words[1] in slow:
+            time.sleep(0.15)
+        return bulk(words[1].upper())
+
+    fake.answer[b"GET"] = answer
+    async with connected(config, "async") as c:
+        for n in range(60):
+            calls = (c.get("ship", f"{n}") for n in range(n, n + 3))
+            for m, outcome in enumerate(await asyncio.gather(*calls, return_exceptions=True)):
+                assert outcome == f"SHIP:{n + m}" or isinstance(outcome, PevensieError)
+            if n in (0, 20, 21):
+                await asyncio.sleep(0.25)
+
+
+async def test_who_leaves_while_waiting_for_room_does_not_stop_the_line(
+    fake: FakeServer, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("pevensie.redis._async.connection.MAX_CALLS", 4)
+    fake.freeze()
+    async with connected(fake.config, "async") as c:
+        calls = [asyncio.create_task(c.get("ship", n)) for n in range(8)]
+        await asyncio.sleep(0.05)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        fake.transform = b"".join
+        fake.close_connections()
+        await asyncio.sleep(0.05)
+        assert await asyncio.gather(*(c.get("ship", n) for n in range(20))) == [
+            f"SHIP:{n}" for n in range(20)
+        ]
+        line = c._store._here.lines.main
+        assert (line.callers, len(line._waiting), line.connection.queued) == (0, 0, False)
+
+
+async def test_callers_with_shorter_timeouts_of_their_own_do_not_keep_a_dead_connection(
+    fake: FakeServer,
+) -> None:
+    config = dataclasses.replace(fake.config, timeout=100)
+    async with connected(config, "async") as c:
+        fake.freeze()
+        for _ in range(20):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(c.get("ship", 1), 0.02)
+        assert fake.accepted > 1
+
+
+async def test_a_reply_that_never_ends_does_not_outlive_the_deadline(
+    fake: FakeServer, colour: str
+) -> None:
+    fake.answer[b"GET"] = lambda words: b"$100000000\r\n" + bytes(100_000_000)
+    async with connected(dataclasses.replace(fake.config, timeout=60), colour) as c:
+        began = time.monotonic()
+        with pytest.raises((DeadlineExceeded, ConnectionLost)):
+            await c.get("ship", 1)
+        assert time.monotonic() - began < 0.16
+
+
+async def test_a_server_that_stays_a_replica_is_not_dialled_for_every_call(
+    fake: FakeServer, colour: str
+) -> None:
+    fake.answer[b"INCRBY"] = lambda words: b"-READONLY no\r\n"
+    async with connected(fake.config, colour) as c:
+        for _ in range(5):
+            with pytest.raises(ServerError):
+                await c.increment("n", 1)
+    assert fake.accepted <= 3
+
+
+async def test_a_dial_that_was_cancelled_from_outside_is_begun_again(fake: FakeServer) -> None:
+    async with connected(fake.config, "async", lazy=True) as c:
+        call = asyncio.create_task(c.get("ship", 1))
+        await asyncio.sleep(0)
+        c._store._here.lines.main._dialling.cancel()
+        assert await call == "SHIP:1"
+
+
+async def test_nobody_starves_while_others_are_busy(server: Any) -> None:
+    """Sync: fewer connections than threads, each of which asks again at once."""
+    config = dataclasses.replace(server.config, pool_size=2)
+    async with connected(config, "sync") as c:
+        counts = dict.fromkeys(range(8), 0)
+        until = time.monotonic() + 0.5
+
+        async def work(c: Any, n: int) -> None:
+            while time.monotonic() < until:
+                await c.ping()
+                counts[n] += 1
+
+        calls: list[Any] = [lambda c, n=n: work(c, n) for n in counts]
+        assert await concurrently("sync", c, calls) == [None] * 8
+    assert min(counts.values()) > max(counts.values()) / 10, counts
+
+
+@pytest.mark.parametrize("reply", ["AUTH", "GET"])
+async def test_what_a_server_repeats_of_a_command_is_in_no_message(
+    fake: FakeServer, colour: str, reply: str
+) -> None:
+    leak = b"-ERR unknown command 'X', with args beginning with: 'canary' \r\n"
+    fake.answer[reply.encode()] = lambda words: leak
+    config = dataclasses.replace(fake.config, password="canary")
+    with pytest.raises(PevensieError) as caught:
+        async with connected(config, colour) as c:
+            await c.get("ship", "canary")
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert "canary" not in f"{error!r} {error}"
+        error = error.__cause__ or error.__context__
+
+
+async def test_a_call_between_two_attempts_is_in_flight(fake: FakeServer, colour: str) -> None:
+    fake.answer[b"GET"] = lambda words: b"-LOADING wait\r\n"
+    async with connected(fake.config, colour) as c:
+        if colour == "async":
+            call = asyncio.ensure_future(c.get("ship", 1))
+        else:
+            call = asyncio.ensure_future(asyncio.to_thread(c.cache.get, "ship", 1))
+        while not fake.commands(b"GET"):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        with pytest.raises(ShutdownError):
+            await c.disconnect()
+        with pytest.raises(ServerError):
+            await call

@@ -101,7 +101,7 @@ class RedisStore:
         pause = pause_after_refusal(attempt, random.random)
         if time.monotonic() + pause >= deadline:
             raise error
-        time.sleep(pause)
+        self._pool.pause(pause)
 
     # -- its life ----------------------------------------------------------------------------
 

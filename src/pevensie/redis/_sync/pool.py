@@ -8,7 +8,7 @@ from the stack while somebody waits, or a busy thread could starve the others. N
 who waits joins ``_waiters`` first and then serves the queue itself; who gives back appends first
 and then looks at ``_waiters``.
 
-``_open`` holds every open connection weakly, and ``_dials`` every dial under way. A thread that is
+``_open`` holds every open connection weakly, ``_dials`` and ``_pauses`` what is under way. A thread that is
 interrupted, wherever that is, drops the last reference: the connection is closed, and there is room
 for another. So no counter can be left wrong.
 
@@ -33,7 +33,8 @@ from pevensie.redis.config import RedisConfig
 
 
 class _Dial:
-    """Room that is reserved for a new connection, for as long as its thread holds this."""
+    """Something under way, for as long as its thread holds this: a dial, for which room is
+    reserved, or a pause."""
 
     __slots__ = ("__weakref__",)
 
@@ -54,7 +55,7 @@ class Pool:
 
     __slots__ = (
         "_backoff", "_config", "_dial_ended", "_dials", "_idle", "_lock", "_open", "_probe",
-        "_refuses", "_waiters",
+        "_pauses", "_refuses", "_waiters",
     )  # fmt: skip
 
     def __init__(self, config: RedisConfig) -> None:
@@ -67,11 +68,13 @@ class Pool:
     def _start_empty(self) -> None:
         self._lock = threading.RLock()
         self._dial_ended = threading.Condition(self._lock)
-        """A dial has ended, or, while draining, a connection was closed."""
+        """A dial or a pause has ended, or, while draining, a connection was closed."""
         self._idle: list[Connection] = []
         self._open: weakref.WeakSet[Connection] = weakref.WeakSet()
         """Idle and borrowed."""
         self._dials: weakref.WeakSet[_Dial] = weakref.WeakSet()
+        self._pauses: weakref.WeakSet[_Dial] = weakref.WeakSet()
+        """Calls between two attempts."""
         self._probe: weakref.ref[_Dial] | None = None
         """The dial to a server that could not be reached before."""
         self._waiters: deque[_Waiter] = deque()
@@ -86,7 +89,7 @@ class Pool:
     @property
     def in_use(self) -> bool:
         """Whether a connection is borrowed, or about to be."""
-        return len(self._dials) > 0 or len(self._open) > len(self._idle)
+        return len(self._dials) + len(self._pauses) > 0 or len(self._open) > len(self._idle)
 
     # -- borrowing ---------------------------------------------------------------------------
 
@@ -295,6 +298,17 @@ class Pool:
         for connection in inherited:
             connection.dirty = False
             connection.close()
+
+    def pause(self, seconds: float) -> None:
+        """Sleep between two attempts of one call, which stays in flight."""
+        paused = _Dial()
+        self._pauses.add(paused)
+        try:
+            time.sleep(seconds)
+        finally:
+            with self._lock:
+                self._pauses.discard(paused)
+                self._dial_ended.notify_all()
 
     def look_up_again(self) -> None:
         """Close what is idle, since the server became a replica, so that its name is looked up
