@@ -8,9 +8,9 @@ from the stack while somebody waits, or a busy thread could starve the others. N
 who waits joins ``_waiters`` first and then serves the queue itself; who gives back appends first
 and then looks at ``_waiters``.
 
-``_open`` holds every open connection weakly, ``_dials`` and ``_pauses`` what is under way. A thread that is
-interrupted, wherever that is, drops the last reference: the connection is closed, and there is room
-for another. So no counter can be left wrong.
+``_open`` holds every open connection weakly, ``_dials`` and ``_pauses`` what is under way. A thread
+that is interrupted, wherever that is, drops the last reference: the connection is closed, and there
+is room for another. So no counter can be left wrong.
 
 While the server cannot be reached, one thread dials at a time; see
 :mod:`pevensie.redis._backoff` for who waits for it and who is refused.
@@ -54,8 +54,8 @@ class Pool:
     """Connections to one server. Threads may share it."""
 
     __slots__ = (
-        "_backoff", "_config", "_dial_ended", "_dials", "_idle", "_lock", "_open", "_probe",
-        "_pauses", "_refuses", "_waiters",
+        "_backoff", "_config", "_dial_ended", "_dials", "_idle", "_lock", "_open", "_pauses",
+        "_probe", "_refuses", "_waiters",
     )  # fmt: skip
 
     def __init__(self, config: RedisConfig) -> None:
