@@ -8,10 +8,11 @@ What a sceptic should know
   wall-clock time, and the client's CPU time per call is in the JSON.
 - **Taking turns.** Each round starts one fresh process per contestant, which imports that library
   alone: no heap, garbage or specialised bytecode is shared, and the luck of memory layout and hash
-  seed is drawn anew. For each workload the contestants then measure one after the other, a fraction
-  of a second each, in an order that is reversed every round; who waits is blocked in a read. So
-  what disturbs the machine for seconds disturbs all alike. Shown: the median of the rounds
-  (min-max), the ratio of the medians, and (the least and the greatest ratio within one round).
+  seed is drawn anew. For each workload, in an order that is shuffled every round, the contestants
+  then measure one after the other, a fraction of a second each, in an order that is reversed every
+  round; who waits is blocked in a read. So what disturbs the machine for seconds disturbs all
+  alike. Shown: the median of the rounds (min-max), the ratio of the medians, and (the least and the
+  greatest ratio within one round). On a busy machine ratios wander by a fifth: run it again.
 - **The public API at its defaults**, ours included: integrity checks, ``set_mode="expire"`` (a
   transaction of two commands), 10 connections, 5 s per call. ``peers`` says what was chosen for
   the others, and why.

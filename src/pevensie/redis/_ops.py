@@ -20,6 +20,7 @@ where MULTI itself is refused, the commands after it ran one by one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import hiredis
@@ -67,34 +68,15 @@ def set_entries(items: Sequence[tuple[bytes, bytes]], ttl: int | None, *, single
     """Store entries with one TTL (milliseconds, or None), whatever was there before."""
     if single:
         return _set_single(items, ttl)
-    seconds, rest = (0, 0) if ttl is None else divmod(ttl, 1000)
-    if ttl is None:
-        head, tail, read = b"*2\r\n$7\r\nPERSIST\r\n", b"", _persisted
-    else:
-        head = b"*3\r\n$7\r\nPEXPIRE\r\n" if rest else b"*3\r\n$6\r\nEXPIRE\r\n"
-        number = b"%d" % (ttl if rest else seconds)
-        tail, read = b"$%d\r\n%b\r\n" % (len(number), number), _expiring
+    command_head, command_tail, read = _lifetime_command(ttl)
     if len(items) == 1:
         key, value = items[0]
-        size, length = len(key), len(value)
+        length = len(value)
         if length < LARGE:
-            return Op(
-                (_SET_ONE % (size, key, length, value, head, size, key, tail),),
-                4,
-                read,
-                Retry.OVERWRITE,
-            )
-    parts: list[bytes] = [_MULTI]
-    for key, value in items:
-        name = b"$%d\r\n%b\r\n" % (len(key), key)
-        parts.append(b"*3\r\n$3\r\nSET\r\n%b$%d\r\n" % (name, len(value)))
-        parts.append(value)
-        parts.append(b"\r\n%b%b%b" % (head, name, tail))
-    parts.append(_EXEC)
-    count = 2 * len(items)
-    return Op(
-        tuple(coalesced(parts)), count + 2, read if count == 2 else _many(read), Retry.OVERWRITE
-    )
+            name = b"$%d\r\n%b\r\n" % (len(key), key)
+            parts = (_SET, name, length, value, command_head, name, command_tail, _EXEC)
+            return Op((b"%b%b$%d\r\n%b\r\n%b%b%b%b" % parts,), 4, read, Retry.OVERWRITE)
+    return _set_many(items, command_head, command_tail, read)
 
 
 def add(key: bytes, value: bytes, ttl: int | None) -> Op[bool]:
@@ -158,11 +140,44 @@ def ping() -> Op[None]:
 
 _MULTI: Final = b"*1\r\n$5\r\nMULTI\r\n"
 _EXEC: Final = b"*1\r\n$4\r\nEXEC\r\n"
-_SET_ONE: Final = _MULTI + b"*3\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n%b$%d\r\n%b\r\n%b" + _EXEC
+_SET: Final = _MULTI + b"*3\r\n$3\r\nSET\r\n"
 _INCREMENT: Final = (
     b"redis.call('SET',KEYS[1],'0','PX',ARGV[2],'NX')return redis.call('INCRBY',KEYS[1],ARGV[1])"
 )
 """Creates the counter with its TTL unless it is there, then adds. Takes an argument of 1 key."""
+
+
+@lru_cache(256)
+def _lifetime_command(ttl: int | None) -> tuple[bytes, bytes, Callable[[list[Any]], None]]:
+    """The command that goes with a SET, before and after the key, and how to read both.
+
+    Remembered, since an application has few different TTLs; it saves a tenth of a call.
+    """
+    if ttl is None:
+        return b"*2\r\n$7\r\nPERSIST\r\n", b"", _persisted
+    seconds, rest = divmod(ttl, 1000)
+    head = b"*3\r\n$7\r\nPEXPIRE\r\n" if rest else b"*3\r\n$6\r\nEXPIRE\r\n"
+    number = b"%d" % (ttl if rest else seconds)
+    return head, b"$%d\r\n%b\r\n" % (len(number), number), _expiring
+
+
+def _set_many(
+    items: Sequence[tuple[bytes, bytes]],
+    command_head: bytes,
+    command_tail: bytes,
+    read: Callable[[list[Any]], None],
+) -> Op[None]:
+    parts: list[bytes] = [_MULTI]
+    for key, value in items:
+        name = b"$%d\r\n%b\r\n" % (len(key), key)
+        parts.append(b"*3\r\n$3\r\nSET\r\n%b$%d\r\n" % (name, len(value)))
+        parts.append(value)
+        parts.append(b"\r\n%b%b%b" % (command_head, name, command_tail))
+    parts.append(_EXEC)
+    count = 2 * len(items)
+    return Op(
+        tuple(coalesced(parts)), count + 2, read if count == 2 else _many(read), Retry.OVERWRITE
+    )
 
 
 def _set_single(items: Sequence[tuple[bytes, bytes]], ttl: int | None) -> Op[None]:

@@ -1,10 +1,10 @@
 """One multiplexed connection: one socket, one event loop, many callers.
 
 Theory of operation. A caller *submits* an operation and awaits the future that it gets. What is
-submitted within one turn of the loop is a *batch*: it is written with one ``write`` and ends with
-``ECHO token``. Batches wait in a FIFO for their replies. The replies of a batch are handed out
-together, once as many have come as it asked for and the last of them is its token. Anything else
-closes the connection, and every caller gets an error.
+submitted within one turn of the loop is written with one ``write``, as a *batch* that ends with
+``ECHO token``, or as several if it is much. Batches wait in a FIFO for their replies. The replies
+of a batch are handed out together, once as many have come as it asked for and the last of them is
+its token. Anything else closes the connection, and every caller gets an error.
 
 Why: one reply lost, doubled or injected (by a proxy, say, or a server's bug) shifts all that come
 after it, and with 40 calls in flight 39 callers would hold another's value before any timeout.
@@ -63,6 +63,11 @@ WRITE_BUFFER: Final = 1024 * 1024
 """Bytes in the transport's buffer from which batches wait here. Asyncio's own 64 KiB would pause
 for nearly every large value."""
 
+BATCH_BYTES: Final = 16 * 1024
+"""Request bytes in one batch: as much as Redis reads, executes and answers at a time
+(PROTO_IOBUF_LEN). With larger ones this side would wait for the last answer before it hands out the
+first; so it works on those while the server works on the rest."""
+
 TIMER_RESOLUTION: Final = 0.01
 """Seconds between two looks at the deadlines: with 10,000 calls on a frozen server, each look is
 a millisecond."""
@@ -73,14 +78,14 @@ _Entry: TypeAlias = tuple[asyncio.Future[Any], Op[Any], float]
 
 
 class _Batch(NamedTuple):
-    """What was written at once."""
+    """Calls that were written one after the other, and are answered together."""
 
     entries: list[_Entry]
     replies: int
     """How many it asked for, its token included."""
     token: bytes | None
     size: int
-    """Bytes of its operations."""
+    """Bytes of its operations; of several that were written at once, a fair share."""
 
 
 class Connection(asyncio.Protocol):
@@ -276,8 +281,6 @@ class Connection(asyncio.Protocol):
             return
         self._pending = []
         size, self._pending_bytes = self._pending_bytes, 0
-        parts: list[bytes] = []
-        replies = 0
         if len(pending) == 1:
             entries = pending if not pending[0][0].done() else []
             self._last_was_lone = True
@@ -291,6 +294,22 @@ class Connection(asyncio.Protocol):
             if not entries:
                 self._bytes -= size
                 return
+        parts: list[bytes] = []
+        if size <= BATCH_BYTES:
+            self._add_batch(entries, size, parts)
+        else:
+            self._add_batches(entries, size, parts)
+        assert self._transport is not None
+        write = self._transport.write
+        if size < LARGE:
+            write(b"".join(parts))
+        else:
+            for part in coalesced(parts):
+                write(part)
+
+    def _add_batch(self, entries: list[_Entry], size: int, parts: list[bytes]) -> None:
+        """Make a batch of *entries*, and add what is to be written for it to *parts*."""
+        replies = 0
         for _, op, _ in entries:
             parts += op.data
             replies += op.replies
@@ -300,13 +319,17 @@ class Connection(asyncio.Protocol):
             parts.append(echo(token))
             replies += 1
         self._batches.append(_Batch(entries, replies, token, size))
-        assert self._transport is not None
-        write = self._transport.write
-        if size < LARGE:
-            write(b"".join(parts))
-        else:
-            for part in coalesced(parts):
-                write(part)
+
+    def _add_batches(self, entries: list[_Entry], size: int, parts: list[bytes]) -> None:
+        """As :meth:`_add_batch`, but several, of about :data:`BATCH_BYTES` each."""
+        count = len(entries)
+        step = max(1, count * BATCH_BYTES // size)
+        left = size
+        for first in range(0, count, step):
+            batch = entries[first : first + step]
+            share = left if first + step >= count else size * len(batch) // count
+            left -= share
+            self._add_batch(batch, share, parts)
 
     # -- reading: asyncio.Protocol -----------------------------------------------------------
 

@@ -207,18 +207,19 @@ class Pool:
         return self._opened(reserved, deadline)
 
     def _opened(self, reserved: _Dial, deadline: float) -> Connection:
-        connection: Connection | None = None
         started = time.monotonic()
         try:
             connection = dial(self._config, deadline)
-        except RedisError as error:
-            if isinstance(error, StartError) and self._too_short(started, deadline):
+        except BaseException as error:
+            late = isinstance(error, StartError) and self._too_short(started, deadline)
+            if isinstance(error, RedisError) and not late:
+                with self._lock:
+                    self._backoff.failed(error, started, time.monotonic())
+            self._dialled(reserved, None)
+            if isinstance(error, StartError) and late:
                 raise _failures.no_connection(self._config.timeout_seconds, error) from error
-            with self._lock:
-                self._backoff.failed(error, started, time.monotonic())
             raise
-        finally:
-            self._dialled(reserved, connection)
+        self._dialled(reserved, connection)
         if self._refuses:
             self._discard(connection)
             raise _failures.not_connected()
