@@ -45,6 +45,8 @@ def key_encoder(namespace: str | None) -> KeyEncoder:
             prefix = prefixes[resource_type]
         except (KeyError, TypeError):
             prefix = prefix_of(resource_type)
+        if type(key) is str and key.isascii() and key:  # nearly always, so without a call more
+            return prefix + key.encode()
         return prefix + _key(key)
 
     return encode
