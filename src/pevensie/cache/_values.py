@@ -20,6 +20,10 @@ TTL: TypeAlias = int | float | timedelta | None
 MAX_TTL_SECONDS: Final = 100 * 365.25 * 24 * 3600
 """A hundred years. An over-large EXPIRE would fail on the server, and nobody means it."""
 
+FLOAT_ERROR: Final = 2**-51
+"""How far, relative to itself, a product of two floats may be from what was meant: the rounding of
+the one, of the other, and of the product, at 2**-53 each, and a little."""
+
 MAX_INTEGER: Final = 2**63 - 1
 """Redis counts in 64 signed bits."""
 
@@ -82,8 +86,11 @@ def milliseconds(ttl_seconds: TTL) -> int | None:
         )
     if isinstance(ttl_seconds, timedelta):
         return -(-ttl_seconds // timedelta(milliseconds=1))
-    # Rounded first to what a float of this size can hold, so that 0.3 is 300 and not 301.
-    return max(1, math.ceil(round(seconds * 1000, 6)))
+    exact = seconds * 1000
+    nearest = round(exact)
+    if abs(exact - nearest) <= exact * FLOAT_ERROR:  # so that 0.3 is 300 and not 301
+        return max(1, nearest)
+    return math.ceil(exact)
 
 
 def seconds_left(ttl: int) -> float | None:
