@@ -74,8 +74,8 @@ class AsyncRedisStore:
         self._config = config
         self._timeout = config.timeout_seconds
         self._single = config.set_mode == "single"
-        self._lock = threading.Lock()
-        """Guards ``_homes``; held for moments, never across I/O."""
+        self._lock = threading.RLock()
+        """Guards ``_homes``; held for moments, never across I/O. Reentrant, for signal handlers."""
         self._homes: dict[AbstractEventLoop, _Home] = {}
         self._here: _Home | None = None
         """The home that was used last: the fast path. One attribute, so that threads never see
@@ -245,7 +245,7 @@ class AsyncRedisStore:
 
     def _forked(self) -> None:
         """In the child: the lines are the parent's, and so is whoever held the lock."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         devnull = os.open(os.devnull, os.O_RDWR)
         for home in self._homes.values():
             for line in home.lines.all():
