@@ -28,7 +28,13 @@ NEVER = {
     "pevensie.redis._sync": ["pevensie.redis._async"],
     "pevensie.redis._async": ["pevensie.redis._sync"],
 }
-FRONT = ["pevensie.cli", "pevensie._demo", "pevensie._demo_view", "pevensie.__main__"]
+FRONT = [
+    "pevensie.cli",
+    "pevensie._cli_errors",
+    "pevensie._demo",
+    "pevensie._demo_view",
+    "pevensie.__main__",
+]
 """Applications of the library: nothing of the library knows them."""
 
 

@@ -540,7 +540,8 @@ def test_threads_over_the_bound(seed: int, eager_threads: None) -> None:
             left, right = store.get_many([b"%d/left" % n, b"%d/right" % n])
             assert left is None or left.startswith(b"%d/" % n)
             assert right is None or left is None or left == right
-            assert len(driver._entries) <= 20
+            with memory._lock:  # a set in progress may be over the bound for a moment
+                assert len(driver._entries) <= 20
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))
