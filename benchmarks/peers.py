@@ -62,8 +62,8 @@ async def _pevensie_async(port: int, _tasks: int) -> AsyncGenerator[Calls]:
 # The fastest of its configurations that were tried (8.1, CPython 3.11): the default ConnectionPool
 # with a connection for each task (its limit of 100 makes 200 tasks fail). asyncio, thousand calls
 # a second with 1 / 50 / 200 tasks: ConnectionPool 6.8 / 10.7 / 10.1; BlockingConnectionPool of 50
-# connections 5.8 / 8.1 / 9.0, of 10 connections 5.8 / 7.2 / 7.9. Threads: the default pool is first
-# too. RESP 2 or 3, retries or none: no difference beyond the noise.
+# connections 5.8 / 8.1 / 9.0, of 10 connections 5.8 / 7.2 / 7.9. 32 threads: the default pool is
+# first too, 1 thread: no difference beyond the noise; RESP 2 or 3, retries or none: neither.
 #
 # By default redis-py, like Pevensie, waits 5 s for a reply at most. That costs its asyncio client a
 # good deal, so it also runs without: a dead server then blocks a call for ever, but you will ask.

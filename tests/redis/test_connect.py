@@ -26,6 +26,22 @@ from pevensie.redis import (
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture(params=["sync", "async", "async on uvloop"])
+def variant(request: pytest.FixtureRequest) -> str:
+    chosen: str = request.param
+    return chosen
+
+
+@pytest.fixture
+def colour(variant: str) -> str:
+    return variant.partition(" ")[0]
+
+
+@pytest.fixture
+def anyio_backend(variant: str) -> tuple[str, dict[str, bool]]:
+    return "asyncio", {"use_uvloop": variant.endswith("uvloop")}
+
+
 async def works(config: RedisConfig, colour: str) -> None:
     async with connected(config, colour) as c:
         await c.set("ship", "dawn-treader", "Prince", ttl_seconds=60)

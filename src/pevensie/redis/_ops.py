@@ -20,7 +20,7 @@ where MULTI itself is refused, the commands after it ran one by one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import hiredis
@@ -45,9 +45,16 @@ class Op(NamedTuple, Generic[T]):
     """How bad it would be to send it twice."""
 
 
+_READ: Final = Retry.READ
+_OVERWRITE: Final = Retry.OVERWRITE
+_new_op: Final[Callable[[tuple[Any, ...]], Op[Any]]] = partial(tuple.__new__, Op)
+"""As ``Op(...)``, without the frame of a NamedTuple's constructor: 0.3 us less for the two
+operations that are called most. Reading a member off its Enum costs 0.1 us, hence the names."""
+
+
 def get(key: bytes) -> Op[bytes | None]:
     """GET: the value, or None."""
-    return Op((b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(key), key),), 1, _value, Retry.READ)
+    return _new_op(((b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(key), key),), 1, _value, _READ))
 
 
 def get_many(keys: Sequence[bytes]) -> Op[list[bytes | None]]:
@@ -75,7 +82,7 @@ def set_entries(items: Sequence[tuple[bytes, bytes]], ttl: int | None, *, single
         if length < LARGE:
             name = b"$%d\r\n%b\r\n" % (len(key), key)
             parts = (_SET, name, length, value, command_head, name, command_tail, _EXEC)
-            return Op((b"%b%b$%d\r\n%b\r\n%b%b%b%b" % parts,), 4, read, Retry.OVERWRITE)
+            return _new_op(((b"%b%b$%d\r\n%b\r\n%b%b%b%b" % parts,), 4, read, _OVERWRITE))
     return _set_many(items, command_head, command_tail, read)
 
 

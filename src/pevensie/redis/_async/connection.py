@@ -428,11 +428,12 @@ class Connection(asyncio.Protocol):
         for sent, entries in (*((True, batch.entries) for batch in batches), (False, pending)):
             for future, _, _ in entries:
                 if not future.done():
-                    future.set_exception(self._loss(cause, sent=sent))
+                    future.set_exception(self.loss(cause, sent=sent))
         self._replies = []
         self._on_room(left)
 
-    def _loss(self, cause: Exception | None, *, sent: bool) -> ConnectionLost:
+    def loss(self, cause: Exception | None = None, *, sent: bool) -> ConnectionLost:
+        """The exception for a call that a closed connection could not answer."""
         if self._why is not None:
             message = f"the connection was given up: {self._why}"
         else:

@@ -76,8 +76,9 @@ async def _greet(
 ) -> None:
     op = _session.handshake(config, password, tokens.next())
     replies = connection.submit(op, len(op.data[0]), deadline)
-    assert replies is not None
     try:
+        if replies is None:
+            raise connection.loss(sent=False)  # it was closed before it could be greeted
         greeting = op.read(await replies)
     except ConnectionLost as error:
         raise sockets.handshake_cut(error.args[0], config) from error
