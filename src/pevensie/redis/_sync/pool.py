@@ -167,6 +167,8 @@ class Pool:
             elif waiter.given is not None:
                 self._idle.append(waiter.given)
             self._serve()
+        if self._refuses:
+            self._close_idle()
 
     def _serve(self) -> None:
         """Hand what is free to those who wait. The caller holds the lock."""
@@ -220,7 +222,9 @@ class Pool:
                 raise _failures.no_connection(self._config.timeout_seconds, error) from error
             raise
         self._dialled(reserved, connection)
-        if self._refuses:
+        with self._lock:
+            refused = self._refuses
+        if refused:
             self._discard(connection)
             raise _failures.not_connected()
         return connection
