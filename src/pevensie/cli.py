@@ -246,7 +246,8 @@ def _serve(args: argparse.Namespace) -> int:
             url = _url(config)
             _say(args, url, {"url": url})
             if not args.json:
-                print("a private, empty server; Ctrl-C ends it", file=sys.stderr, flush=True)
+                note = f"elsewhere: export PEVENSIE_URL={url}  (Ctrl-C ends it)"
+                print(f"a private, empty server; {note}", file=sys.stderr, flush=True)
             _wait_for_its_end(config)
         raise CliError(
             "the server ended by itself", "was it killed?", name="StartError", code=FAILED

@@ -3,7 +3,7 @@
 ::
 
     PevensieError
-    ├── NotConnected              the cache was disconnected, or never connected
+    ├── NotConnected              the cache was disconnected
     ├── AlreadyConnected          this colour is open already (async: in this event loop)
     ├── CodecError                a stored value that is not what its reader expects
     └── DriverError               .sent: False: the server provably did not get the command

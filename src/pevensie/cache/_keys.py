@@ -91,6 +91,5 @@ def _key(key: Key) -> bytes:
         return b"%d" % key
     if isinstance(key, UUID):
         return str(key).encode()
-    raise TypeError(
-        f"key must be a str, int or UUID, got {type(key).__name__}; use str(...) if that is stable"
-    )
+    hint = "; use key.decode()" if isinstance(key, bytes) else ""
+    raise TypeError(f"key must be a str, int or UUID, got {type(key).__name__}{hint}")

@@ -53,6 +53,14 @@ class PevensieCache:
     def __repr__(self) -> str:
         return f"PevensieCache({self._driver!r})"
 
+    if not TYPE_CHECKING:  # type checkers refuse it by themselves
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(
+                f"PevensieCache is not connected, so it has no {name}: "
+                "with app_cache.connect() as c, or async with app_cache.connect_async() as c"
+            )
+
     def connect(self) -> Cache:
         """Open one connection, check it, and return the cache for blocking code.
 
@@ -137,6 +145,14 @@ class Connecting:
     def __init__(self, connect: Coroutine[Any, Any, AsyncCache]) -> None:
         self._connect = connect
         self._cache: AsyncCache | None = None
+
+    if not TYPE_CHECKING:  # type checkers refuse it by themselves
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(
+                f"connect_async() was not awaited, so it has no {name}: "
+                "c = await app_cache.connect_async(), or async with app_cache.connect_async() as c"
+            )
 
     def __await__(self) -> Generator[Any, Any, AsyncCache]:
         return self._connect.__await__()

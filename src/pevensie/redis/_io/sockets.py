@@ -176,6 +176,8 @@ def start_error(error: BaseException, config: RedisConfig) -> StartError:
         message, transient = "the server does not speak TLS on this port; is tls wrong?", False
     elif isinstance(error, OSError):
         reason = error.strerror or str(error)
+        if error.errno and not isinstance(error, ssl.SSLError):
+            reason = os.strerror(error.errno)  # asyncio put words of its own there
         message = f"could not connect: {reason}; is a server running there?"
     else:
         message = f"could not connect: {type(error).__name__}"
@@ -190,6 +192,15 @@ def handshake_cut(said: str, config: RedisConfig) -> StartError:
     explained = config.tls is not False or "ERR " in said or "DENIED " in said
     hint = "" if explained else "; does it expect TLS?"
     return StartError(f"no handshake: {said}{hint}", server=config.address)
+
+
+def tls_silence(config: RedisConfig) -> StartError:
+    """The server accepted the connection, and did not answer the TLS handshake in time."""
+    return StartError(
+        f"no answer to the TLS handshake within {round(config.timeout_seconds * 1000)} ms; does "
+        "this port speak TLS? If not, tls=False, or redis:// instead of rediss://",
+        server=config.address,
+    )
 
 
 def password_error(error: BaseException, config: RedisConfig) -> StartError:

@@ -22,6 +22,7 @@ def dial(config: RedisConfig, deadline: float) -> Connection:
         return _dial(config, deadline)
     except RedisError as error:
         error.server = config.address
+        error.sent = False
         raise
     except OSError as error:  # includes TimeoutError and ssl.SSLError
         raise sockets.start_error(error, config) from error
@@ -39,7 +40,10 @@ def _dial(config: RedisConfig, deadline: float) -> Connection:
                 server_hostname=sockets.server_hostname(config),
                 do_handshake_on_connect=False,
             )
-            sock.do_handshake()
+            try:
+                sock.do_handshake()
+            except TimeoutError:
+                raise sockets.tls_silence(config) from None
         sock.setblocking(False)
         connection = Connection(sock, config.timeout_seconds)
     except BaseException:
