@@ -73,9 +73,7 @@ def _failed(error: pevensie.PevensieError) -> tuple[str, str]:
         if server is None:
             message, hint = _embedded_failed(str(error))
         elif error.transient:
-            hint += (
-                " Say where it is with --url or PEVENSIE_URL; pevensie serve starts one"
-            )
+            hint += " Say where it is with --url or PEVENSIE_URL; pevensie serve starts one"
     return " ".join(message.split()), hint.strip() or "look at the server's log"
 
 
