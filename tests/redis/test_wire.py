@@ -136,21 +136,16 @@ async def test_the_handshake_in_single_mode_does_not_try_multi(server: Any, colo
     assert [words[0] for words in seen] == [b"CLIENT", b"ECHO"]
 
 
-async def test_an_async_write_ends_with_a_token_and_a_sync_call_needs_none(server: Any) -> None:
-    async with connected(server.config, "async") as c:
+async def test_each_write_ends_with_a_token(server: Any, colour: str) -> None:
+    async with connected(server.config, colour) as c:
         with server.monitor() as seen:
             await c.get("ship", 1)
             await c.get("ship", 1)
     assert [words[0] for words in seen] == [b"GET", b"ECHO", b"GET", b"ECHO"]
     assert seen[1][1] != seen[3][1]
 
-    async with connected(server.config, "sync") as c:
-        with server.monitor() as seen:
-            await c.get("ship", 1)
-    assert [words[0] for words in seen] == [b"GET"]
-
     config = dataclasses.replace(server.config, integrity_checks=False)
-    async with connected(config, "async") as c:
+    async with connected(config, colour) as c:
         with server.monitor() as seen:
             await c.get("ship", 1)
     assert [words[0] for words in seen] == [b"GET"]

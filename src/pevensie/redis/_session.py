@@ -32,17 +32,24 @@ from pevensie.redis.config import RedisConfig
 class Tokens:
     """The tokens of one connection, none twice."""
 
-    __slots__ = ("_count", "_prefix")
+    __slots__ = ("_count", "_echo", "_prefix")
 
     def __init__(self, prefix: bytes) -> None:
         """*prefix*: 16 bytes that nobody can guess, in hexadecimal."""
         self._prefix = prefix
+        self._echo = b"*2\r\n$4\r\nECHO\r\n$26\r\n" + prefix
         self._count = 0
 
     def next(self) -> bytes:
         """A new token, of 26 bytes."""
         self._count += 1
         return b"%b%010d" % (self._prefix, self._count)
+
+    def sealed(self, data: bytes) -> tuple[bytes, bytes]:
+        """A new token, and *data* with the command behind it that brings the token back."""
+        self._count = count = self._count + 1
+        command = b"%b%b%010d\r\n" % (data, self._echo, count)
+        return command[-28:-2], command
 
 
 def echo(token: bytes) -> bytes:

@@ -79,11 +79,7 @@ class RedisStore:
         attempt = 1
         while True:
             try:
-                connection = pool.acquire(deadline)
-                try:
-                    return connection.execute(op, deadline)
-                finally:
-                    pool.release(connection)
+                return pool.execute(op, deadline, again=attempt > 1)
             except RedisError as error:
                 if error.server is None:
                     error.server = self._config.address

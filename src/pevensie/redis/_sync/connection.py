@@ -1,20 +1,25 @@
 """One blocking connection, used by one thread at a time.
 
-A connection is *dirty* from before the first byte of an operation is sent until its last reply was
-read. Only a clean one may be used again, so a ``KeyboardInterrupt``, a signal handler that raises,
-a timeout or a lost connection can never leave a half-read reply behind for the next caller. A call
-has the connection to itself, so its replies need no token; but before each use, the socket is
-looked at for bytes that nobody asked for and for its end.
+What is written, by one call or for several, ends with ``ECHO token``; its replies count only once
+that token has come back in its place. So a reply that was lost, doubled, injected, or left over
+from a call that timed out, never becomes another call's. Where tokens are not used
+(``integrity_checks=False``, or a server that refuses ECHO), the socket is looked at before each
+use instead: for bytes that nobody asked for, and for its end.
+
+A connection is *dirty* from before the first byte of a write until its last reply was read. Only a
+clean one may be used again, so a ``KeyboardInterrupt``, a signal handler that raises, a timeout or
+a lost connection can never leave a half-read reply behind for the next caller.
 
 The socket does not block; waiting is ``poll`` with what is left of the call's deadline, so that
-signals (a profiler's, say) cannot prolong it.
+signals (a profiler's, say) cannot prolong it. Each system call lets go of the GIL, and with many
+threads that costs more than the call itself: so there are three to a round trip, not one more.
 """
 
 from __future__ import annotations
 
 import socket
 import ssl
-import time
+from time import monotonic
 from typing import Any, Final, TypeVar
 
 import hiredis
@@ -23,7 +28,8 @@ from pevensie.errors import ConnectionLost, DeadlineExceeded, UnknownResponseErr
 from pevensie.redis import _failures
 from pevensie.redis._io.sockets import Readiness, reset_on_close
 from pevensie.redis._ops import Op
-from pevensie.redis._resp import INCOMPLETE, MAX_REPLY_BYTES, new_reader
+from pevensie.redis._resp import INCOMPLETE, LARGE, MAX_REPLY_BYTES, new_reader
+from pevensie.redis._session import Tokens
 
 T = TypeVar("T")
 
@@ -37,7 +43,9 @@ class Connection:
     """An open connection. Its methods block."""
 
     __slots__ = (
-        "__weakref__", "_encrypted", "_given_up", "_reader", "_ready", "_sock", "_timeout", "dirty",
+        "__weakref__", "_awaited", "_encrypted", "_feed", "_gets", "_given_up", "_poll", "_reader",
+        "_ready", "_replies", "_seen", "_since_reply", "_sock", "_timeout", "_token", "_tokens",
+        "checked", "dirty", "torn",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
@@ -46,11 +54,28 @@ class Connection:
         self._encrypted = isinstance(sock, ssl.SSLSocket)
         self._timeout = timeout
         self._reader = new_reader()
+        self._feed, self._gets = self._reader.feed, self._reader.gets
         self._ready = Readiness(sock)
+        self._poll = self._ready.poll
+        self._tokens: Tokens | None = None
+        self.checked = False
+        """Each write ends with a token."""
         self.dirty = False
-        """An operation began and its last reply was not read: never to be used again."""
+        """A write began and its last reply was not read: never to be used again."""
+        self.torn = False
+        """Something is half-way: if its thread leaves now, nobody can go on."""
         self._given_up = False
         """Another thread ended it under its user."""
+
+        self._token: bytes | None = None
+        self._awaited = 0
+        """How many replies the last write asked for, its token included."""
+        self._replies: list[Any] = []
+        """Those that have come."""
+        self._since_reply = 0
+        """Bytes received since the last whole one."""
+        self._seen = 0
+        """How many there were then."""
 
     def __repr__(self) -> str:
         return f"<Connection fd={self._sock.fileno()} {'dirty' if self.dirty else 'clean'}>"
@@ -61,9 +86,14 @@ class Connection:
         if sock is not None:
             sock.close()
 
+    def check_with(self, tokens: Tokens) -> None:
+        """From now on, end each write with a token."""
+        self._tokens = tokens
+        self.checked = True
+
     def usable(self) -> bool:
         """Whether the other side has neither closed it nor sent what nobody asked for."""
-        if not self._ready.to_read(0):
+        if not self._poll(0):
             return True
         if not self._encrypted:
             return False
@@ -80,12 +110,11 @@ class Connection:
 
         Raises what ``op.read`` raises, :exc:`ConnectionLost` or :exc:`DeadlineExceeded`.
         """
-        self.dirty = True
-        self._send(op.data, deadline)
-        replies = self._receive(op.replies, deadline)
-        self.dirty = False
+        count = op.replies
+        self.send(op.data, count, deadline)
+        replies = self.receive(deadline)
         try:
-            return op.read(replies)
+            return op.read(replies[0] if count == 1 else replies)
         except UnknownResponseError:
             self.dirty = True
             raise
@@ -108,25 +137,37 @@ class Connection:
         except OSError:
             pass  # not connected any more
 
-    # -- sending and receiving ---------------------------------------------------------------
+    # -- sending -----------------------------------------------------------------------------
 
-    def _send(self, data: tuple[bytes, ...], deadline: float) -> None:
-        send = self._sock.send
+    def send(self, data: tuple[bytes, ...], replies: int, deadline: float) -> None:
+        """Send *data*, to which there will be so many *replies*, and a token."""
+        self.dirty = self.torn = True
+        self._replies = []
+        self._awaited = replies
+        if self._tokens is not None:
+            self._awaited += 1
+            if len(data) == 1 and len(data[0]) < LARGE:
+                self._token, sealed = self._tokens.sealed(data[0])
+                data = (sealed,)
+            else:
+                self._token, command = self._tokens.sealed(b"")
+                data = (*data, command)
         begun = False
         try:
             for part in data:
                 try:
-                    count = send(part)
+                    count = self._sock.send(part)
                 except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                     count = 0
-                begun = begun or count > 0
                 if count != len(part):
                     begun = True
                     self._send_rest(part, count, deadline)
+                begun = True
         except OSError as error:
             if isinstance(error, DeadlineExceeded):
                 raise
             raise self._lost(error, self._last_words(), sent=begun) from error
+        self.torn = False
 
     def _last_words(self) -> list[Any]:
         """What the other side has said before it closed."""
@@ -139,7 +180,7 @@ class Connection:
     def _send_rest(self, part: bytes, count: int, deadline: float) -> None:
         with memoryview(part) as view:
             while count < len(part):
-                left = deadline - time.monotonic()
+                left = deadline - monotonic()
                 if left <= 0 or not self._ready.to_write(left):
                     raise _failures.no_reply(self._timeout, sent=True)
                 try:
@@ -147,59 +188,77 @@ class Connection:
                 except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                     pass
 
-    def _receive(self, count: int, deadline: float) -> Any:
-        """*count* replies: the bare reply if it is one, a list if they are several."""
-        feed, gets = self._reader.feed, self._reader.gets
-        replies: list[Any] = []
-        size, since_reply = FIRST_READ, 0
-        while True:
-            data = self._read(size, replies, deadline)
-            if len(data) == size:
-                size = MORE_READ
-            since_reply += len(data)
-            try:
-                feed(data)
-                while (reply := gets()) is not INCOMPLETE:
-                    replies.append(reply)
-                    since_reply = 0
-            except Exception as error:
-                raise UnknownResponseError(
-                    f"the server sent what is not RESP ({type(error).__name__}); is this a "
-                    "Redis-compatible server?"
-                ) from error
-            if len(replies) == count and not self._reader.has_data():
-                return replies[0] if count == 1 else replies
-            if len(replies) >= count:
-                raise ConnectionLost(
-                    "the connection was given up: the server sent more than it was asked for",
-                    closed_by_server=False,
-                )
-            if since_reply > MAX_REPLY_BYTES:
-                raise UnknownResponseError(
-                    f"the server sent {since_reply} bytes without one whole reply"
-                )
+    # -- receiving ---------------------------------------------------------------------------
 
-    def _read(self, size: int, replies: list[Any], deadline: float) -> bytes:
-        """Some bytes, at least one, after *replies*. Encrypted ones may be waiting in the TLS layer
-        already."""
+    def receive(self, deadline: float) -> list[Any]:
+        """Wait for the replies to the last write until *deadline*; without the token.
+
+        After :exc:`DeadlineExceeded`, or an interruption that did not leave it *torn*, another
+        thread may go on with this.
+        """
+        replies, awaited, token = self._replies, self._awaited, self._token
+        poll, recv, feed, gets = self._poll, self._sock.recv, self._feed, self._gets
+        size = FIRST_READ
+        # Encrypted bytes may be waiting in the TLS layer already, where poll does not see them.
         wait = not self._encrypted
         while True:
-            left = deadline - time.monotonic()
-            if left <= 0 or (wait and not self._ready.to_read(left)):
+            left = deadline - monotonic()
+            if left <= 0 or (wait and not poll(left * 1000)):
                 raise _failures.no_reply(self._timeout, sent=True)
+            self.torn = True
             try:
-                data = self._sock.recv(size)
+                data = recv(size)
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                self.torn = False
                 wait = True
                 continue
             except OSError as error:
                 raise self._lost(error, replies, sent=True) from error
             if not data:
                 raise self._lost(None, replies, sent=True)
-            return data
+            try:
+                feed(data)
+                while (reply := gets()) is not INCOMPLETE:
+                    replies.append(reply)
+            except Exception as error:
+                raise UnknownResponseError(
+                    f"the server sent what is not RESP ({type(error).__name__}); is this a "
+                    "Redis-compatible server?"
+                ) from error
+            self.torn = False
+            if len(replies) >= awaited:
+                break
+            self._check_progress(data)
+            if len(data) == size:
+                size = MORE_READ
+        if len(replies) > awaited or self._reader.has_data():
+            raise _out_of_step("it sent more than it was asked for")
+        if token is not None and replies.pop() != token:
+            raise _out_of_step("its replies were out of step")
+        self._seen = self._since_reply = 0
+        self.dirty = False
+        return replies
+
+    def _check_progress(self, data: bytes) -> None:
+        """Raise if it is clear after *data* already that the rest will not come, or never ends."""
+        replies = self._replies
+        if replies and replies[-1] == self._token:
+            raise _out_of_step(f"{self._awaited - len(replies)} of its replies were lost")
+        if len(replies) > self._seen:
+            self._seen, self._since_reply = len(replies), 0
+            return
+        self._since_reply += len(data)
+        if self._since_reply > MAX_REPLY_BYTES:
+            raise UnknownResponseError(
+                f"the server sent {self._since_reply} bytes without one whole reply"
+            )
 
     def _lost(self, error: OSError | None, replies: list[Any], *, sent: bool) -> ConnectionLost:
         if self._given_up:
             return ConnectionLost("the cache was disconnected", sent=sent, closed_by_server=False)
         reason = "" if error is None else f" ({error.strerror or type(error).__name__})"
         return ConnectionLost(_failures.closed_by_server(replies, reason), sent=sent)
+
+
+def _out_of_step(why: str) -> ConnectionLost:
+    return ConnectionLost(f"the connection was given up: {why}", closed_by_server=False)

@@ -60,15 +60,19 @@ def _dial(config: RedisConfig, deadline: float) -> Connection:
 def _greet(
     connection: Connection, config: RedisConfig, password: str | None, deadline: float
 ) -> None:
-    token = _session.Tokens(os.urandom(8).hex().encode()).next()
-    op = _session.handshake(config, password, token)
+    tokens = _session.Tokens(os.urandom(8).hex().encode())
+    op = _session.handshake(config, password, tokens.next())
     try:
         greeting = connection.execute(op, deadline)
     except ConnectionLost as error:
         raise sockets.handshake_cut(error.args[0], config) from error
     except DeadlineExceeded as error:
         raise sockets.handshake_cut("the server does not answer", config) from error
-    if config.integrity_checks and not greeting.echoes:
+    if not config.integrity_checks:
+        return
+    if greeting.echoes:
+        connection.check_with(tokens)
+    else:
         log.echo_refused(config.address)
 
 

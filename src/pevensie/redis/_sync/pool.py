@@ -3,10 +3,18 @@
 ``_idle`` is a stack, so that few connections stay warm. Taking from it and putting back are single
 steps of a list and need no lock; the lock is for everything else: growing, waiting, closing.
 
-Who waits is served in order of arrival: what becomes free is handed to the first, and nobody takes
-from the stack while somebody waits, or a busy thread could starve the others. No wake-up is lost:
-who waits joins ``_waiters`` first and then serves the queue itself; who gives back appends first
-and then looks at ``_waiters``.
+Who waits is served in order of arrival: what becomes free is handed to the first, who takes along
+the calls of those behind it (see :mod:`~pevensie.redis._sync.crowd`). Nobody takes from the stack
+while somebody waits, or a busy thread could starve the others. No wake-up is lost: who waits joins
+``_waiters`` first and then serves the queue itself; who gives back appends first and then looks at
+``_waiters``.
+
+How many connections are used at once. To a server on this machine, whose answer takes less time
+than Python needs for a call, :data:`NEAR`: more threads than that only fight for the GIL. And once
+there were more threads than connections, all their calls travel over one, a batch after the other,
+for as long as there are several to a batch: with 32 threads that carries twice as many calls as
+ten connections do. Who has waited for :data:`PATIENCE` gets another connection all the same, up to
+``pool_size``. (Figures: ``docs/benchmarks.md``. Without the GIL none of this applies.)
 
 ``_open`` holds every open connection weakly, ``_dials`` and ``_pauses`` what is under way. A thread
 that is interrupted, wherever that is, drops the last reference: the connection is closed, and there
@@ -19,17 +27,37 @@ While the server cannot be reached, one thread dials at a time; see
 from __future__ import annotations
 
 import random
+import sys
 import threading
 import time
 import weakref
 from collections import deque
+from typing import Any, Final, TypeVar
 
-from pevensie.errors import PoolError, RedisError, StartError
+from pevensie.errors import DeadlineExceeded, PoolError, RedisError, StartError
 from pevensie.redis import _failures
 from pevensie.redis._backoff import FAIL_FAST_AFTER, Backoff
+from pevensie.redis._io.sockets import is_near
+from pevensie.redis._ops import Op
+from pevensie.redis._retry import Retry
 from pevensie.redis._sync.connection import Connection
+from pevensie.redis._sync.crowd import BATCH_BYTES, Batch, Caller, interrupted
 from pevensie.redis._sync.dial import dial
 from pevensie.redis.config import RedisConfig
+
+T = TypeVar("T")
+
+NEAR: Final = 3
+"""Connections that are used at once, at most, to a server on this machine. Its round trip takes
+little longer than the Python of two calls, so more threads at once only fight for the GIL."""
+
+PATIENCE: Final = 0.005
+"""Seconds that a call waits for the connection of a crowd, while there are others. Some ten times
+what a batch takes on a server nearby; and CPython's switch interval, after which a thread that
+computes gives way."""
+
+_NEVER: Final = Retry.NEVER
+_GIL: Final = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 class _Dial:
@@ -39,27 +67,18 @@ class _Dial:
     __slots__ = ("__weakref__",)
 
 
-class _Waiter:
-    """A thread that waits, and what it is given: a connection, or leave to dial one."""
-
-    __slots__ = ("given", "ready")
-
-    def __init__(self) -> None:
-        self.ready = threading.Lock()
-        self.ready.acquire()
-        self.given: Connection | _Dial | None = None
-
-
 class Pool:
     """Connections to one server. Threads may share it."""
 
     __slots__ = (
-        "_backoff", "_config", "_dial_ended", "_dials", "_idle", "_lock", "_open", "_pauses",
-        "_probe", "_refuses", "_waiters",
+        "_backoff", "_batch", "_config", "_crowded", "_dial_ended", "_dials", "_idle", "_limit",
+        "_lock", "_open", "_pauses", "_probe", "_refuses", "_waiters",
     )  # fmt: skip
 
     def __init__(self, config: RedisConfig) -> None:
         self._config = config
+        self._limit = min(config.pool_size, NEAR) if _GIL and is_near(config) else config.pool_size
+        """Connections that are used at once, unless a call would wait for too long."""
         self._backoff = Backoff(random.random)
         self._refuses = False
         """No more connections are handed out."""
@@ -77,8 +96,12 @@ class Pool:
         """Calls between two attempts."""
         self._probe: weakref.ref[_Dial] | None = None
         """The dial to a server that could not be reached before."""
-        self._waiters: deque[_Waiter] = deque()
+        self._waiters: deque[Caller] = deque()
         """Threads that wait for a connection, in order of arrival."""
+        self._crowded = False
+        """More threads ask than there are connections: their calls travel over one."""
+        self._batch: Batch | None = None
+        """Those that are under way; what waits will be served when they are back."""
 
     def __repr__(self) -> str:
         return (
@@ -91,28 +114,36 @@ class Pool:
         """Whether a connection is borrowed, or about to be."""
         return len(self._dials) + len(self._pauses) > 0 or len(self._open) > len(self._idle)
 
-    # -- borrowing ---------------------------------------------------------------------------
+    # -- one call ----------------------------------------------------------------------------
 
-    def acquire(self, deadline: float) -> Connection:
-        """A connection that is fit for use, until :meth:`release`.
+    def execute(self, op: Op[T], deadline: float, *, again: bool = False) -> T:
+        """Run *op* on a connection, by *deadline* (of ``time.monotonic``).
 
-        Waits for one until *deadline* (of ``time.monotonic``); opens one if there is room. Raises
-        :exc:`PoolError`, :exc:`NotConnected` or how dialling failed.
+        *again*: it failed before, so look twice at the connection. Raises :exc:`PoolError`,
+        :exc:`NotConnected`, how dialling failed, or what :meth:`Connection.execute` raises.
         """
-        while True:
-            connection: Connection | _Dial
+        while not (self._waiters or self._crowded):
             try:
-                connection = self._wait(deadline) if self._waiters else self._idle.pop()
+                connection = self._idle.pop()
             except IndexError:
-                connection = self._wait(deadline)
-            if isinstance(connection, _Dial):
-                return self._dial(connection, deadline)
-            if not self._refuses and connection.usable():
-                return connection
-            self._discard(connection)
+                break
+            if self._refuses or not (
+                # A connection that the server has closed is found by using it, and then most calls
+                # are sent again. For those that never are, and where no token would show that it
+                # sent what nobody asked for, it is looked at first.
+                (connection.checked and op.retry is not _NEVER and not again) or connection.usable()
+            ):
+                self._discard(connection)
+                continue
+            try:
+                return connection.execute(op, deadline)
+            finally:
+                self._release(connection)
+        result: T = self._queue(Caller(op, deadline))
+        return result
 
-    def release(self, connection: Connection) -> None:
-        """Give back what :meth:`acquire` returned. What is not clean is closed."""
+    def _release(self, connection: Connection) -> None:
+        """Put *connection* back; close it if it is not clean."""
         if connection.dirty or self._refuses:
             self._discard(connection)
             return
@@ -123,6 +154,14 @@ class Pool:
         if self._refuses:
             self._close_idle()
 
+    def _discard(self, connection: Connection) -> None:
+        connection.close()
+        with self._lock:
+            self._open.discard(connection)
+            self._serve()
+            if self._refuses:
+                self._dial_ended.notify_all()
+
     def start(self, deadline: float) -> None:
         """Open one connection and keep it, unless there is an idle one. One attempt."""
         with self._lock:
@@ -131,25 +170,60 @@ class Pool:
             if self._idle:
                 return
             reserved = self._reserved()
-        self.release(self._opened(reserved, deadline))
+        self._release(self._opened(reserved, deadline))
 
-    def _wait(self, deadline: float) -> Connection | _Dial:
-        """An idle connection as soon as it is this thread's turn, or leave to dial another."""
-        waiter = _Waiter()
-        with self._lock:
-            if self._refuses:
-                raise _failures.not_connected()
-            self._waiters.append(waiter)
-            self._serve()
+    # -- waiting -----------------------------------------------------------------------------
+
+    def _queue(self, caller: Caller) -> Any:
+        """The result of *caller*, once it is its turn, or another has read its reply."""
+        while True:
+            self._wait(caller)
+            given = caller.given
+            if isinstance(given, Batch):
+                if not given.answered:
+                    return self._read(given, caller)
+                self._wake_after(given, caller.place)
+                return given.outcome(caller)
+            if isinstance(given, _Dial):
+                return self._lead(caller, self._dial(given, caller.deadline))
+            assert isinstance(given, Connection)
+            if not self._refuses and given.usable():
+                return self._lead(caller, given)
+            self._discard(given)
+            caller.given = None
+
+    def _wait(self, caller: Caller) -> None:
+        """Return when *caller* was given something, or raise."""
+        acquire = caller.ready.acquire
         try:
-            waiter.ready.acquire(timeout=max(0.0, deadline - time.monotonic()))
-        except BaseException:
-            self._leave(waiter)
+            self._waiters.append(caller)
+            if self._batch is None or self._refuses:
+                with self._lock:
+                    if self._busy() >= self._limit:
+                        self._crowded = True
+                    self._serve()
+            left = caller.deadline - time.monotonic()
+            woken = acquire(timeout=max(0.0, min(left, PATIENCE)))
+            if not woken:
+                with self._lock:
+                    self._serve(patient=False)
+                left = caller.deadline - time.monotonic()
+                woken = acquire(timeout=max(0.0, left))
+        except BaseException as error:
+            self._leave(caller, error)
             raise
+        if woken and caller.given is not None:
+            return
         with self._lock:
-            if waiter.given is not None:
-                return waiter.given
-            self._leave(waiter)
+            given = caller.given
+            if given is None:
+                self._remove(caller)
+            elif isinstance(given, Batch) and not given.answered and given.reader is not caller:
+                given.left.add(caller)
+            else:
+                return
+        if given is not None:
+            raise _failures.no_reply(self._config.timeout_seconds, sent=True)
         if self._refuses:
             raise _failures.not_connected()
         raise PoolError(
@@ -157,40 +231,129 @@ class Pool:
             f"{self._config.timeout_seconds * 1000:.0f} ms; raise RedisConfig.pool_size"
         )
 
-    def _leave(self, waiter: _Waiter) -> None:
-        """Stop waiting; what this thread was given all the same goes to the next."""
+    def _leave(self, caller: Caller, error: BaseException) -> None:
+        """Stop waiting; what *caller* was given all the same goes to the next."""
         with self._lock:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
-            if isinstance(waiter.given, _Dial):
-                self._dials.discard(waiter.given)
-            elif waiter.given is not None:
-                self._idle.append(waiter.given)
+            self._remove(caller)
+            given = caller.given
+            if isinstance(given, _Dial):
+                self._dials.discard(given)
+            elif isinstance(given, Connection):
+                self._idle.append(given)
+            elif isinstance(given, Batch):
+                if given.answered:
+                    self._wake_after(given, caller.place)
+                elif given.reader is caller:
+                    self._abandon(given, error)
+                else:
+                    given.left.add(caller)
             self._serve()
         if self._refuses:
             self._close_idle()
 
-    def _serve(self) -> None:
-        """Hand what is free to those who wait. The caller holds the lock."""
-        while self._waiters:
-            given: Connection | _Dial
-            try:
-                given = self._idle.pop()
-            except IndexError:
-                if len(self._open) + len(self._dials) >= self._config.pool_size:
-                    return
-                given = self._reserved()
-            waiter = self._waiters.popleft()
-            waiter.given = given
-            waiter.ready.release()
+    def _remove(self, caller: Caller) -> None:
+        if caller in self._waiters:
+            self._waiters.remove(caller)
 
-    def _discard(self, connection: Connection) -> None:
-        connection.close()
-        with self._lock:
-            self._open.discard(connection)
-            self._serve()
+    def _busy(self) -> int:
+        """How many connections are in use, or about to be."""
+        return len(self._open) - len(self._idle) + len(self._dials)
+
+    def _serve(self, *, patient: bool = True) -> None:
+        """Hand what is free to those who wait. The caller holds the lock."""
+        if not self._waiters:
+            return
+        if not patient:
+            limit = self._config.pool_size
+        else:
+            limit = 1 if self._crowded and _GIL else self._limit
+        while self._waiters and (self._refuses or self._busy() < limit):
+            given: Connection | _Dial | None
             if self._refuses:
-                self._dial_ended.notify_all()
+                given = None
+            else:
+                try:
+                    given = self._idle.pop()
+                except IndexError:
+                    given = self._reserved()
+            caller = self._waiters.popleft()
+            caller.given = given
+            caller.wake()
+
+    # -- several calls on one connection -----------------------------------------------------
+
+    def _lead(self, caller: Caller, connection: Connection) -> Any:
+        """Use *connection* for *caller*, and for those who wait behind it."""
+        batch = Batch(connection, caller)
+        try:
+            with self._lock:
+                self._gather(batch)
+            if len(batch.callers) > 1:
+                batch.send(caller.deadline)
+        except BaseException as error:
+            self._abandon(batch, error)
+            raise
+        if len(batch.callers) > 1:
+            return self._read(batch, caller)
+        try:
+            return connection.execute(caller.op, caller.deadline)
+        finally:
+            self._release(connection)
+
+    def _gather(self, batch: Batch) -> None:
+        """Add those who wait to *batch*, in their order. The caller holds the lock."""
+        waiters = self._waiters
+        size = batch.callers[0].size
+        while waiters and (size := size + waiters[0].size) <= BATCH_BYTES:
+            batch.add(waiters.popleft())
+        self._crowded = len(batch.callers) > 1
+        if self._crowded:
+            self._batch = batch
+
+    def _read(self, batch: Batch, caller: Caller) -> Any:
+        """Read the replies to *batch*, for all who travel in it."""
+        try:
+            batch.answer(batch.connection.receive(caller.deadline))
+            with self._lock:
+                batch.left.add(caller)
+                batch.answered = True
+            self._wake_after(batch, 0)
+        except BaseException as error:
+            self._abandon(batch, error)
+            raise
+        return batch.outcome(caller)
+
+    def _wake_after(self, batch: Batch, place: int) -> None:
+        """Wake those whose turn it is after *place*; the last one frees the connection."""
+        if not batch.wake_after(place):
+            return
+        with self._lock:
+            if batch.over:
+                return
+            batch.over = True
+            if self._batch is batch:
+                self._batch = None
+        self._release(batch.connection)
+
+    def _abandon(self, batch: Batch, error: BaseException) -> None:
+        """The thread that reads for all leaves, because of *error*. If the connection is fine,
+        another goes on."""
+        connection = batch.connection
+        failure: RedisError | None = None
+        if isinstance(error, RedisError) and not isinstance(error, DeadlineExceeded):
+            failure = error
+        elif connection.torn or not connection.checked:
+            failure = interrupted()
+        with self._lock:
+            if not batch.answered:
+                batch.left.add(batch.reader)
+                if failure is None and batch.next_reader():
+                    return
+                connection.dirty = True
+                connection.close()
+                batch.fail(failure or interrupted())
+                batch.answered = True
+        self._wake_after(batch, 0)
 
     # -- dialling ----------------------------------------------------------------------------
 
@@ -273,8 +436,7 @@ class Pool:
         """Hand out no more connections; wait for those that are borrowed until *deadline*."""
         with self._lock:
             self._refuses = True
-            while self._waiters:
-                self._waiters.popleft().ready.release()
+            self._serve()
             self._dial_ended.notify_all()
         self._close_idle()
         with self._lock:
