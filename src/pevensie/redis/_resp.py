@@ -8,6 +8,7 @@ answer to what this client asks, and each reader below an :class:`~pevensie.redi
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any, Final
 
 import hiredis
@@ -27,9 +28,67 @@ LARGE: Final = 64 * 1024
 """Bytes from which a value is not copied: below, one copy costs less than one more part."""
 
 
+KEPT_BYTES: Final = 4 * 1024 * 1024
+"""How much freed memory the C library may keep: see :func:`_keep_freed_memory`."""
+
+
+@lru_cache(1)
+def _keep_freed_memory() -> None:
+    """Free one large block, once, from which glibc learns to keep twice as much for later.
+
+    Else it gives the memory of each large value back to the system and asks for it anew: a page
+    fault for every 4 KiB, which costs several times as much as all else. See M_MMAP_THRESHOLD in
+    mallopt(3). Touches no page; elsewhere than on glibc it does nothing.
+    """
+    bytes(KEPT_BYTES)
+
+
 def new_reader() -> hiredis.Reader:
     """A parser for one connection."""
     return hiredis.Reader(notEnoughData=INCOMPLETE)
+
+
+class LargeValue:
+    """A large string that is being received: collected beside the parser, which would copy it
+    once more."""
+
+    __slots__ = ("_chunks", "_missing")
+
+    def __init__(self, length: int, begun: bytes) -> None:
+        self._chunks = [begun]
+        self._missing = length + 2 - len(begun)  # its CRLF included
+
+    @staticmethod
+    def begun(data: bytes) -> LargeValue | None:
+        """The value that begins with *data* and ends later, if it is a large one."""
+        if not data.startswith(b"$"):
+            return None
+        head = data[:32].partition(b"\r\n")[0]
+        if not head[1:].isdigit() or not LARGE <= (length := int(head[1:])) <= MAX_REPLY_BYTES:
+            return None
+        _keep_freed_memory()
+        return LargeValue(length, data[len(head) + 2 :])
+
+    def add(self, data: bytes) -> bytes | None:
+        """Take what belongs to it; what comes behind it, or ``None``: it is not whole yet."""
+        missing = self._missing
+        self._missing = missing - len(data)
+        if self._missing > 0:
+            self._chunks.append(data)
+            return None
+        self._chunks.append(data[:missing])
+        return data[missing:]
+
+    def whole(self) -> bytes:
+        """The value, once all is there. Raises :exc:`hiredis.ProtocolError` if it has no end."""
+        chunks = self._chunks
+        last = chunks.pop()
+        if len(last) == 1:
+            last = chunks.pop() + last
+        if not last.endswith(b"\r\n"):
+            raise hiredis.ProtocolError("a string is longer than the server has said")
+        chunks.append(last[:-2])
+        return b"".join(chunks)
 
 
 def command(*arguments: bytes) -> bytes:

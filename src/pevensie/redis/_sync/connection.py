@@ -28,7 +28,7 @@ from pevensie.errors import ConnectionLost, DeadlineExceeded, UnknownResponseErr
 from pevensie.redis import _failures
 from pevensie.redis._io.sockets import Readiness, reset_on_close
 from pevensie.redis._ops import Op
-from pevensie.redis._resp import INCOMPLETE, LARGE, MAX_REPLY_BYTES, new_reader
+from pevensie.redis._resp import INCOMPLETE, LARGE, MAX_REPLY_BYTES, LargeValue, new_reader
 from pevensie.redis._session import Tokens
 
 T = TypeVar("T")
@@ -43,9 +43,9 @@ class Connection:
     """An open connection. Its methods block."""
 
     __slots__ = (
-        "__weakref__", "_awaited", "_encrypted", "_feed", "_gets", "_given_up", "_poll", "_reader",
-        "_ready", "_replies", "_seen", "_since_reply", "_sock", "_timeout", "_token", "_tokens",
-        "checked", "dirty", "torn",
+        "__weakref__", "_awaited", "_encrypted", "_feed", "_gets", "_given_up", "_large", "_poll",
+        "_reader", "_ready", "_replies", "_sock", "_timeout", "_token", "_tokens", "checked",
+        "dirty", "torn",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
@@ -72,10 +72,8 @@ class Connection:
         """How many replies the last write asked for, its token included."""
         self._replies: list[Any] = []
         """Those that have come."""
-        self._since_reply = 0
-        """Bytes received since the last whole one."""
-        self._seen = 0
-        """How many there were then."""
+        self._large: LargeValue | None = None
+        """The next one, if it is large and not whole yet."""
 
     def __repr__(self) -> str:
         return f"<Connection fd={self._sock.fileno()} {'dirty' if self.dirty else 'clean'}>"
@@ -196,18 +194,18 @@ class Connection:
         After :exc:`DeadlineExceeded`, or an interruption that did not leave it *torn*, another
         thread may go on with this.
         """
-        replies, awaited, token = self._replies, self._awaited, self._token
-        poll, recv, feed, gets = self._poll, self._sock.recv, self._feed, self._gets
-        size = FIRST_READ
+        replies, awaited = self._replies, self._awaited
+        size, seen = FIRST_READ, len(replies)
+        since_reply = 0 if self._large is None else 1
         # Encrypted bytes may be waiting in the TLS layer already, where poll does not see them.
         wait = not self._encrypted
         while True:
             left = deadline - monotonic()
-            if left <= 0 or (wait and not poll(left * 1000)):
+            if left <= 0 or (wait and not self._poll(left * 1000)):
                 raise _failures.no_reply(self._timeout, sent=True)
             self.torn = True
             try:
-                data = recv(size)
+                data = self._sock.recv(size)
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 self.torn = False
                 wait = True
@@ -216,9 +214,12 @@ class Connection:
                 raise self._lost(error, replies, sent=True) from error
             if not data:
                 raise self._lost(None, replies, sent=True)
+            count = len(data)
             try:
-                feed(data)
-                while (reply := gets()) is not INCOMPLETE:
+                if count == size or since_reply:
+                    data = self._beside(data)
+                self._feed(data)
+                while (reply := self._gets()) is not INCOMPLETE:
                     replies.append(reply)
             except Exception as error:
                 raise UnknownResponseError(
@@ -228,30 +229,35 @@ class Connection:
             self.torn = False
             if len(replies) >= awaited:
                 break
-            self._check_progress(data)
-            if len(data) == size:
+            if count == size:
                 size = MORE_READ
+            since_reply = 0 if len(replies) > seen else since_reply + count
+            seen = len(replies)
+            if since_reply > MAX_REPLY_BYTES:
+                raise UnknownResponseError(
+                    f"the server sent {since_reply} bytes without one whole reply"
+                )
+            if replies and replies[-1] == self._token:
+                raise _out_of_step(f"{awaited - seen} of its replies were lost")
         if len(replies) > awaited or self._reader.has_data():
             raise _out_of_step("it sent more than it was asked for")
-        if token is not None and replies.pop() != token:
+        if self._token is not None and replies.pop() != self._token:
             raise _out_of_step("its replies were out of step")
-        self._seen = self._since_reply = 0
         self.dirty = False
         return replies
 
-    def _check_progress(self, data: bytes) -> None:
-        """Raise if it is clear after *data* already that the rest will not come, or never ends."""
-        replies = self._replies
-        if replies and replies[-1] == self._token:
-            raise _out_of_step(f"{self._awaited - len(replies)} of its replies were lost")
-        if len(replies) > self._seen:
-            self._seen, self._since_reply = len(replies), 0
-            return
-        self._since_reply += len(data)
-        if self._since_reply > MAX_REPLY_BYTES:
-            raise UnknownResponseError(
-                f"the server sent {self._since_reply} bytes without one whole reply"
-            )
+    def _beside(self, data: bytes) -> bytes:
+        """Keep what belongs to a large value; what is left for the parser."""
+        if self._large is None:
+            if not self._reader.has_data():
+                self._large = LargeValue.begun(data)
+            return data if self._large is None else b""
+        rest = self._large.add(data)
+        if rest is None:
+            return b""
+        self._replies.append(self._large.whole())
+        self._large = None
+        return rest
 
     def _lost(self, error: OSError | None, replies: list[Any], *, sent: bool) -> ConnectionLost:
         if self._given_up:
