@@ -33,6 +33,7 @@ def test_in_any_pieces(length: int, cuts: list[int], behind: bytes) -> None:
     [
         b"$%d\r\nx" % (LARGE - 1),
         b"$%d\r\nx" % (MAX_REPLY_BYTES + 1),
+        b"$%d\r\n%b\r\n" % (LARGE, b"x" * LARGE),
         b"$-1\r\n",
         b"$" + b"9" * 40,
         b"*2\r\n$%d\r\nx" % LARGE,

@@ -66,6 +66,8 @@ class LargeValue:
         head = data[:32].partition(b"\r\n")[0]
         if not head[1:].isdigit() or not LARGE <= (length := int(head[1:])) <= MAX_REPLY_BYTES:
             return None
+        if length + 2 <= len(data) - len(head) - 2:
+            return None  # it is whole already
         _keep_freed_memory()
         return LargeValue(length, data[len(head) + 2 :])
 

@@ -45,7 +45,7 @@ class Connection:
     __slots__ = (
         "__weakref__", "_awaited", "_encrypted", "_feed", "_gets", "_given_up", "_large", "_poll",
         "_reader", "_ready", "_replies", "_sock", "_timeout", "_token", "_tokens", "checked",
-        "dirty", "torn",
+        "dirty", "outdated", "torn",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
@@ -62,6 +62,8 @@ class Connection:
         """Each write ends with a token."""
         self.dirty = False
         """A write began and its last reply was not read: never to be used again."""
+        self.outdated = False
+        """Its server became a replica: not to be used again, once its user is done."""
         self.torn = False
         """Something is half-way: if its thread leaves now, nobody can go on."""
         self._given_up = False
@@ -112,7 +114,7 @@ class Connection:
         self.send(op.data, count, deadline)
         replies = self.receive(deadline)
         try:
-            return op.read(replies[0] if count == 1 else replies)
+            return op.read(replies[0] if count == 1 else replies[:count])
         except UnknownResponseError:
             self.dirty = True
             raise
@@ -189,7 +191,8 @@ class Connection:
     # -- receiving ---------------------------------------------------------------------------
 
     def receive(self, deadline: float) -> list[Any]:
-        """Wait for the replies to the last write until *deadline*; without the token.
+        """Wait for the replies to the last write until *deadline*; the last is the
+        token, if there are tokens.
 
         After :exc:`DeadlineExceeded`, or an interruption that did not leave it *torn*, another
         thread may go on with this.
@@ -199,7 +202,7 @@ class Connection:
         since_reply = 0 if self._large is None else 1
         # Encrypted bytes may be waiting in the TLS layer already, where poll does not see them.
         wait = not self._encrypted
-        while True:
+        while len(replies) < awaited:
             left = deadline - monotonic()
             if left <= 0 or (wait and not self._poll(left * 1000)):
                 raise _failures.no_reply(self._timeout, sent=True)
@@ -237,11 +240,11 @@ class Connection:
                 raise UnknownResponseError(
                     f"the server sent {since_reply} bytes without one whole reply"
                 )
-            if replies and replies[-1] == self._token:
+            if self._token is not None and replies and replies[-1] == self._token:
                 raise _out_of_step(f"{awaited - seen} of its replies were lost")
         if len(replies) > awaited or self._reader.has_data():
             raise _out_of_step("it sent more than it was asked for")
-        if self._token is not None and replies.pop() != self._token:
+        if self._token is not None and replies[-1] != self._token:
             raise _out_of_step("its replies were out of step")
         self.dirty = False
         return replies

@@ -17,7 +17,7 @@ from __future__ import annotations
 import threading
 from typing import Any, Final
 
-from pevensie.errors import ConnectionLost, RedisError, UnknownResponseError
+from pevensie.errors import ConnectionLost, RedisError, ServerError
 from pevensie.redis import _failures
 from pevensie.redis._ops import Op
 from pevensie.redis._sync.connection import Connection
@@ -59,11 +59,19 @@ class Caller:
 class Batch:
     """Calls that travel together, on one connection."""
 
-    __slots__ = ("answered", "callers", "connection", "left", "outcomes", "over", "reader")
+    __slots__ = (
+        "__weakref__", "answered", "callers", "connection", "left", "outcomes", "over", "reader",
+        "replies", "sent",
+    )  # fmt: skip
 
     def __init__(self, connection: Connection, leader: Caller) -> None:
         self.connection = connection
         self.callers = [leader]
+        leader.place = 0
+        self.sent = False
+        """Writing has begun."""
+        self.replies: list[Any] | None = None
+        """All of them, once they have come."""
         self.reader = leader
         """Who reads the replies, for all."""
         self.left: set[Caller] = set()
@@ -73,22 +81,24 @@ class Batch:
         self.over = False
         """The connection was given back."""
         self.outcomes: list[Any] = []
-        """For each caller its result, or a :class:`RedisError`."""
+        """For each caller its result, or the exception to raise."""
 
     def add(self, caller: Caller) -> None:
-        caller.given = self
         caller.place = len(self.callers)
         self.callers.append(caller)
+        caller.given = self
 
     def send(self, deadline: float) -> None:
         """Write what all have asked for."""
         ops = [caller.op for caller in self.callers]
         data = b"".join([op.data[0] for op in ops])
-        self.connection.send((data,), sum([op.replies for op in ops]), deadline)
+        replies = sum([op.replies for op in ops])
+        self.sent = True
+        self.connection.send((data,), replies, deadline)
 
     def answer(self, replies: list[Any]) -> None:
         """Read each caller's share of *replies*."""
-        outcomes = self.outcomes
+        outcomes: list[Any] = []
         start = 0
         for caller in self.callers:
             _, count, read, _ = caller.op
@@ -96,19 +106,22 @@ class Batch:
             start += count
             try:
                 outcomes.append(read(reply))
-            except RedisError as error:
+            except Exception as error:  # noqa: BLE001 - its caller's, not the others'
                 outcomes.append(error)
-                if isinstance(error, UnknownResponseError):
+                if not isinstance(error, ServerError):
                     self.connection.dirty = True
+        self.outcomes = outcomes
+        self.answered = True
 
     def fail(self, error: RedisError) -> None:
         """The same for all."""
         self.outcomes = [_failures.again(error) for _ in self.callers]
+        self.answered = True
 
     def outcome(self, caller: Caller) -> Any:
         """The result of *caller*, or raise its failure."""
         outcome = self.outcomes[caller.place]
-        if isinstance(outcome, RedisError):
+        if isinstance(outcome, Exception):
             raise outcome.with_traceback(None)
         return outcome
 
@@ -137,9 +150,10 @@ class Batch:
         return reached
 
 
-def interrupted() -> ConnectionLost:
+def interrupted(*, sent: bool) -> ConnectionLost:
     """For those whose replies were being read, or whose calls written, by a thread that left."""
     return ConnectionLost(
         "the connection was given up: the thread that used it for several was interrupted",
+        sent=sent,
         closed_by_server=False,
     )

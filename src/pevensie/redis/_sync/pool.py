@@ -56,6 +56,9 @@ PATIENCE: Final = 0.005
 what a batch takes on a server nearby; and CPython's switch interval, after which a thread that
 computes gives way."""
 
+DRAIN_STEP: Final = 0.005
+"""Seconds between two looks at what is still in flight, while draining."""
+
 _NEVER: Final = Retry.NEVER
 _GIL: Final = getattr(sys, "_is_gil_enabled", lambda: True)()
 
@@ -71,8 +74,8 @@ class Pool:
     """Connections to one server. Threads may share it."""
 
     __slots__ = (
-        "_backoff", "_batch", "_config", "_crowded", "_dial_ended", "_dials", "_idle", "_limit",
-        "_lock", "_open", "_pauses", "_probe", "_refuses", "_waiters",
+        "_backoff", "_batch", "_closing", "_config", "_crowded", "_dial_ended", "_dials", "_idle",
+        "_limit", "_lock", "_open", "_pauses", "_probe", "_refuses", "_waiters",
     )  # fmt: skip
 
     def __init__(self, config: RedisConfig) -> None:
@@ -82,12 +85,14 @@ class Pool:
         self._backoff = Backoff(random.random)
         self._refuses = False
         """No more connections are handed out."""
+        self._closing = False
+        """No new calls are taken."""
         self._start_empty()
 
     def _start_empty(self) -> None:
         self._lock = threading.RLock()
         self._dial_ended = threading.Condition(self._lock)
-        """A dial or a pause has ended, or, while draining, a connection was closed."""
+        """A dial has ended, or will not begin."""
         self._idle: list[Connection] = []
         self._open: weakref.WeakSet[Connection] = weakref.WeakSet()
         """Idle and borrowed."""
@@ -100,7 +105,7 @@ class Pool:
         """Threads that wait for a connection, in order of arrival."""
         self._crowded = False
         """More threads ask than there are connections: their calls travel over one."""
-        self._batch: Batch | None = None
+        self._batch: weakref.ref[Batch] | None = None
         """Those that are under way; what waits will be served when they are back."""
 
     def __repr__(self) -> str:
@@ -122,17 +127,18 @@ class Pool:
         *again*: it failed before, so look twice at the connection. Raises :exc:`PoolError`,
         :exc:`NotConnected`, how dialling failed, or what :meth:`Connection.execute` raises.
         """
+        if self._closing and not again:
+            raise _failures.not_connected()
         while not (self._waiters or self._crowded):
             try:
                 connection = self._idle.pop()
             except IndexError:
                 break
-            if self._refuses or not (
-                # A connection that the server has closed is found by using it, and then most calls
-                # are sent again. For those that never are, and where no token would show that it
-                # sent what nobody asked for, it is looked at first.
-                (connection.checked and op.retry is not _NEVER and not again) or connection.usable()
-            ):
+            # A connection that the server has closed is found by using it, and then most calls are
+            # sent again. For those that never are, and where no token would show that it sent what
+            # nobody asked for, it is looked at first.
+            trusted = connection.checked and op.retry is not _NEVER and not again
+            if not (trusted or connection.usable()):
                 self._discard(connection)
                 continue
             try:
@@ -144,7 +150,7 @@ class Pool:
 
     def _release(self, connection: Connection) -> None:
         """Put *connection* back; close it if it is not clean."""
-        if connection.dirty or self._refuses:
+        if connection.dirty or connection.outdated or self._refuses:
             self._discard(connection)
             return
         self._idle.append(connection)
@@ -159,8 +165,6 @@ class Pool:
         with self._lock:
             self._open.discard(connection)
             self._serve()
-            if self._refuses:
-                self._dial_ended.notify_all()
 
     def start(self, deadline: float) -> None:
         """Open one connection and keep it, unless there is an idle one. One attempt."""
@@ -175,43 +179,48 @@ class Pool:
     # -- waiting -----------------------------------------------------------------------------
 
     def _queue(self, caller: Caller) -> Any:
-        """The result of *caller*, once it is its turn, or another has read its reply."""
-        while True:
-            self._wait(caller)
-            given = caller.given
-            if isinstance(given, Batch):
-                if not given.answered:
-                    return self._read(given, caller)
-                self._wake_after(given, caller.place)
-                return given.outcome(caller)
-            if isinstance(given, _Dial):
-                return self._lead(caller, self._dial(given, caller.deadline))
-            assert isinstance(given, Connection)
-            if not self._refuses and given.usable():
-                return self._lead(caller, given)
-            self._discard(given)
-            caller.given = None
+        """The result of *caller*, once it is its turn, or another has read its reply.
+
+        What a thread is to do when it is interrupted follows from ``caller.given``, wherever in
+        here that is. So there is one place that cleans up.
+        """
+        try:
+            while True:
+                self._wait(caller)
+                given = caller.given
+                if isinstance(given, Batch):
+                    if given.answered:
+                        self._wake_after(given, caller.place)
+                    else:
+                        self._read(given, caller)
+                    return given.outcome(caller)
+                if isinstance(given, _Dial):
+                    return self._lead(caller, self._dial(given, caller.deadline))
+                assert isinstance(given, Connection)
+                if not self._refuses and given.usable():
+                    return self._lead(caller, given)
+                caller.given = None
+                self._discard(given)
+        except BaseException as error:
+            self._leave(caller, error)
+            raise
 
     def _wait(self, caller: Caller) -> None:
         """Return when *caller* was given something, or raise."""
         acquire = caller.ready.acquire
-        try:
-            self._waiters.append(caller)
-            if self._batch is None or self._refuses:
-                with self._lock:
-                    if self._busy() >= self._limit:
-                        self._crowded = True
-                    self._serve()
+        self._waiters.append(caller)
+        if self._nothing_under_way() or self._refuses:
+            with self._lock:
+                if self._busy() >= self._limit:
+                    self._crowded = True
+                self._serve()
+        left = caller.deadline - time.monotonic()
+        woken = acquire(timeout=max(0.0, min(left, PATIENCE)))
+        if not woken:
+            with self._lock:
+                self._serve(patient=False)
             left = caller.deadline - time.monotonic()
-            woken = acquire(timeout=max(0.0, min(left, PATIENCE)))
-            if not woken:
-                with self._lock:
-                    self._serve(patient=False)
-                left = caller.deadline - time.monotonic()
-                woken = acquire(timeout=max(0.0, left))
-        except BaseException as error:
-            self._leave(caller, error)
-            raise
+            woken = acquire(timeout=max(0.0, left))
         if woken and caller.given is not None:
             return
         with self._lock:
@@ -232,7 +241,7 @@ class Pool:
         )
 
     def _leave(self, caller: Caller, error: BaseException) -> None:
-        """Stop waiting; what *caller* was given all the same goes to the next."""
+        """Stop, because of *error*; what *caller* was given all the same goes to the next."""
         with self._lock:
             self._remove(caller)
             given = caller.given
@@ -241,15 +250,19 @@ class Pool:
             elif isinstance(given, Connection):
                 self._idle.append(given)
             elif isinstance(given, Batch):
+                if not given.answered:
+                    given.left.add(caller)
+                    if given.reader is caller:
+                        self._hand_over(given, error)
                 if given.answered:
                     self._wake_after(given, caller.place)
-                elif given.reader is caller:
-                    self._abandon(given, error)
-                else:
-                    given.left.add(caller)
             self._serve()
         if self._refuses:
             self._close_idle()
+
+    def _nothing_under_way(self) -> bool:
+        batch = self._batch
+        return batch is None or batch() is None
 
     def _remove(self, caller: Caller) -> None:
         if caller in self._waiters:
@@ -267,34 +280,34 @@ class Pool:
             limit = self._config.pool_size
         else:
             limit = 1 if self._crowded and _GIL else self._limit
-        while self._waiters and (self._refuses or self._busy() < limit):
-            given: Connection | _Dial | None
-            if self._refuses:
-                given = None
-            else:
+        while self._waiters:
+            caller = self._waiters[0]
+            if caller.given is None and not self._refuses:
+                if self._busy() >= limit:
+                    return
                 try:
-                    given = self._idle.pop()
+                    caller.given = self._idle.pop()
                 except IndexError:
-                    given = self._reserved()
-            caller = self._waiters.popleft()
-            caller.given = given
+                    # Somebody who had seen no waiter may have taken it meanwhile, without the lock.
+                    if len(self._open) + len(self._dials) >= limit:
+                        continue
+                    caller.given = self._reserved()
+            # In this order, so that nobody is forgotten if this thread is interrupted.
             caller.wake()
+            self._waiters.popleft()
 
     # -- several calls on one connection -----------------------------------------------------
 
     def _lead(self, caller: Caller, connection: Connection) -> Any:
         """Use *connection* for *caller*, and for those who wait behind it."""
-        batch = Batch(connection, caller)
-        try:
-            with self._lock:
-                self._gather(batch)
-            if len(batch.callers) > 1:
-                batch.send(caller.deadline)
-        except BaseException as error:
-            self._abandon(batch, error)
-            raise
+        caller.given = batch = Batch(connection, caller)
+        with self._lock:
+            self._gather(batch)
         if len(batch.callers) > 1:
-            return self._read(batch, caller)
+            batch.send(caller.deadline)
+            self._read(batch, caller)
+            return batch.outcome(caller)
+        caller.given = None
         try:
             return connection.execute(caller.op, caller.deadline)
         finally:
@@ -304,24 +317,29 @@ class Pool:
         """Add those who wait to *batch*, in their order. The caller holds the lock."""
         waiters = self._waiters
         size = batch.callers[0].size
-        while waiters and (size := size + waiters[0].size) <= BATCH_BYTES:
-            batch.add(waiters.popleft())
+        try:
+            while waiters and (size := size + waiters[0].size) <= BATCH_BYTES:
+                if waiters[0].given is None:
+                    batch.add(waiters[0])
+                waiters.popleft()
+        except BaseException:
+            for caller in reversed(batch.callers[1:]):
+                caller.given = None
+                if caller not in waiters:
+                    waiters.appendleft(caller)
+            del batch.callers[1:]
+            raise
         self._crowded = len(batch.callers) > 1
         if self._crowded:
-            self._batch = batch
+            self._batch = weakref.ref(batch)
 
-    def _read(self, batch: Batch, caller: Caller) -> Any:
+    def _read(self, batch: Batch, caller: Caller) -> None:
         """Read the replies to *batch*, for all who travel in it."""
-        try:
-            batch.answer(batch.connection.receive(caller.deadline))
-            with self._lock:
-                batch.left.add(caller)
-                batch.answered = True
-            self._wake_after(batch, 0)
-        except BaseException as error:
-            self._abandon(batch, error)
-            raise
-        return batch.outcome(caller)
+        batch.replies = replies = batch.connection.receive(caller.deadline)
+        with self._lock:
+            batch.left.add(caller)
+            batch.answer(replies)
+        self._wake_after(batch, 0)
 
     def _wake_after(self, batch: Batch, place: int) -> None:
         """Wake those whose turn it is after *place*; the last one frees the connection."""
@@ -331,29 +349,32 @@ class Pool:
             if batch.over:
                 return
             batch.over = True
-            if self._batch is batch:
+            if self._batch is not None and self._batch() in (batch, None):
                 self._batch = None
         self._release(batch.connection)
 
-    def _abandon(self, batch: Batch, error: BaseException) -> None:
-        """The thread that reads for all leaves, because of *error*. If the connection is fine,
-        another goes on."""
+    def _hand_over(self, batch: Batch, error: BaseException) -> None:
+        """The thread that reads for all has left, because of *error*: another goes on reading, or,
+        unless the connection is fine, all fail. The caller holds the lock."""
         connection = batch.connection
-        failure: RedisError | None = None
-        if isinstance(error, RedisError) and not isinstance(error, DeadlineExceeded):
-            failure = error
-        elif connection.torn or not connection.checked:
-            failure = interrupted()
-        with self._lock:
-            if not batch.answered:
-                batch.left.add(batch.reader)
-                if failure is None and batch.next_reader():
-                    return
-                connection.dirty = True
-                connection.close()
-                batch.fail(failure or interrupted())
-                batch.answered = True
+        if batch.replies is not None:
+            batch.answer(batch.replies)
+        elif not batch.sent:
+            batch.fail(interrupted(sent=False))
+        elif isinstance(error, RedisError) and not isinstance(error, DeadlineExceeded):
+            self._give_up(batch, error)
+        elif connection.torn or not (connection.checked and connection.dirty):
+            self._give_up(batch, interrupted(sent=True))
+        elif batch.next_reader():
+            return
+        else:
+            self._give_up(batch, interrupted(sent=True))
         self._wake_after(batch, 0)
+
+    def _give_up(self, batch: Batch, error: RedisError) -> None:
+        batch.connection.dirty = True
+        batch.connection.close()
+        batch.fail(error)
 
     # -- dialling ----------------------------------------------------------------------------
 
@@ -433,15 +454,16 @@ class Pool:
     # -- closing -----------------------------------------------------------------------------
 
     def drain(self, deadline: float) -> None:
-        """Hand out no more connections; wait for those that are borrowed until *deadline*."""
+        """Take no new calls; wait for those in flight until *deadline*; hand out no more."""
+        self._closing = True
+        # Polled: to be told would cost each call something, for what happens once in a life.
+        while (self.in_use or self._waiters) and time.monotonic() < deadline:
+            time.sleep(DRAIN_STEP)
         with self._lock:
             self._refuses = True
             self._serve()
             self._dial_ended.notify_all()
         self._close_idle()
-        with self._lock:
-            while self.in_use and (left := deadline - time.monotonic()) > 0:
-                self._dial_ended.wait(left)
 
     def close(self, *, force: bool) -> bool:
         """Close every connection and hand out no more. With *force* also under those who use them;
@@ -473,15 +495,16 @@ class Pool:
         try:
             time.sleep(seconds)
         finally:
-            with self._lock:
-                self._pauses.discard(paused)
-                self._dial_ended.notify_all()
+            self._pauses.discard(paused)
 
     def look_up_again(self) -> None:
-        """Close what is idle, since the server became a replica, so that its name is looked up
-        again; not more often than is worth it."""
+        """Close what is idle, and the others when they are given back, since the server became a
+        replica, so that its name is looked up again; not more often than is worth it."""
         with self._lock:
             due = self._backoff.may_look_up(time.monotonic())
+            if due:
+                for connection in list(self._open):
+                    connection.outdated = True
         if due:
             self._close_idle()
 
