@@ -23,6 +23,7 @@ from pevensie.redis import (
     ShutdownError,
     StartError,
     UnknownResponseError,
+    _ops,
 )
 
 pytestmark = pytest.mark.anyio
@@ -713,3 +714,56 @@ async def test_a_call_between_two_attempts_is_in_flight(fake: FakeServer, colour
             await c.disconnect()
         with pytest.raises(ServerError):
             await call
+
+
+async def refused_once(fake: FakeServer, c: Any) -> tuple[asyncio.Task[Any], set[Any]]:
+    """A call that the server refused for now, and the tasks that try it again."""
+    before = asyncio.all_tasks()
+    call = asyncio.create_task(c.get("ship", 1))
+    while not (attempts := asyncio.all_tasks() - before - {call}):  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    return call, attempts
+
+
+async def test_a_caller_that_leaves_between_two_attempts_takes_its_call_along(
+    fake: FakeServer,
+) -> None:
+    fake.answer[b"GET"] = lambda words: b"-LOADING wait\r\n"
+    async with connected(fake.config, "async") as c:
+        call, attempts = await refused_once(fake, c)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await asyncio.wait(attempts)
+        assert len(fake.commands(b"GET")) == 1
+        assert not c._store._in_use()
+
+
+async def test_a_call_whose_next_attempt_is_cancelled_from_outside_is_told_why(
+    fake: FakeServer,
+) -> None:
+    """By a framework that cancels all tasks it does not know, say."""
+    fake.answer[b"GET"] = lambda words: b"-LOADING wait\r\n"
+    async with connected(fake.config, "async") as c:
+        call, attempts = await refused_once(fake, c)
+        for attempt in attempts:
+            attempt.cancel()
+        with pytest.raises(ServerError) as caught:
+            await call
+        assert caught.value.code == "LOADING"
+        assert not c._store._in_use()
+
+
+async def test_an_exception_while_a_reply_is_read_is_its_callers_alone(fake: FakeServer) -> None:
+    """However it came about: those behind it in the same batch get their own."""
+    async with connected(fake.config, "async") as c:
+
+        def read(reply: Any) -> Any:
+            raise ZeroDivisionError
+
+        op = _ops.ping()._replace(read=read)
+        calls = [c.get("ship", 1), c._store._run_op(op), c.get("ship", 2)]
+        first, bad, last = await asyncio.gather(*calls, return_exceptions=True)
+        assert (first, last) == ("SHIP:1", "SHIP:2")
+        assert isinstance(bad, ZeroDivisionError)
+        assert fake.accepted == 1

@@ -10,7 +10,7 @@ Pevensie's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar, cast
 from uuid import UUID
 
 Key: TypeAlias = str | int | UUID
@@ -59,7 +59,15 @@ def encode_keys(
     if isinstance(keys, (str, bytes)) or not isinstance(keys, Iterable):
         raise TypeError(f"keys must be a collection of keys, got {type(keys).__name__}; use [key]")
     wanted = list(keys)
-    return wanted, [encode(resource_type, key) for key in wanted]
+    prefix = encode(resource_type, 0)[:-1]
+    str_encode = cast(Callable[[object], bytes], str.encode)
+    try:  # nearly always strings, so without a call of ours for each
+        encoded = [prefix + str_encode(key) for key in wanted]
+    except (TypeError, UnicodeEncodeError):
+        encoded = []
+    if len(encoded) < len(wanted) or prefix in encoded:
+        encoded = [encode(resource_type, key) for key in wanted]
+    return wanted, encoded
 
 
 def _resource_type(resource_type: str, lead: str) -> bytes:

@@ -63,11 +63,12 @@ def encode_items(
 
 def decode_hits(keys: Iterable[K], values: Iterable[bytes | None]) -> dict[K, str]:
     """The values that are there, by key."""
-    return {
-        key: decode_value(value)
-        for key, value in zip(keys, values, strict=True)
-        if value is not None
-    }
+    found = list(zip(keys, values, strict=True))
+    try:
+        return {key: value.decode() for key, value in found if value is not None}
+    except UnicodeDecodeError:
+        # Once more, with the proper error.
+        return {key: decode_value(value) for key, value in found if value is not None}
 
 
 def milliseconds(ttl_seconds: TTL) -> int | None:

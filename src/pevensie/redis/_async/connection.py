@@ -1,6 +1,7 @@
 """One multiplexed connection: one socket, one event loop, many callers.
 
-Theory of operation. A caller *submits* an operation and awaits the future that it gets. What is
+Theory of operation. A caller *submits* an operation and awaits the future that it gets, which ends
+with the operation's result: it is read here, so that a call costs no coroutine more. What is
 submitted within one turn of the loop is written together, as a *batch* that ends with ``ECHO
 token``, or as several if it is much. Batches wait in a FIFO for their replies. The replies
 of a batch are handed out together, once as many have come as it asked for and the last of them is
@@ -28,6 +29,9 @@ With ``integrity_checks=False`` batches end without a token until a call times o
 in flight is merged into one batch that does end with one, and so does each that follows. Where the
 server does not know ECHO, a timeout closes the connection.
 
+A call that fails goes to ``on_failure``, which tells its caller or queues it again, here or on the
+next connection, with the same future.
+
 It must never: hand out a reply that is not its caller's, send on behalf of a caller that has left,
 hold a reference to the client above it.
 """
@@ -40,16 +44,26 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from math import inf
-from typing import Any, Final, NamedTuple, TypeAlias, cast
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, cast
 
 import hiredis
 
-from pevensie.errors import ConnectionLost
+from pevensie.errors import ConnectionLost, UnknownResponseError
 from pevensie.redis import _failures
 from pevensie.redis._io.sockets import reset_on_close
-from pevensie.redis._ops import Op
-from pevensie.redis._resp import INCOMPLETE, LARGE, MAX_REPLY_BYTES, coalesced, new_reader, text_of
+from pevensie.redis._ops import Data, Kind, Op
+from pevensie.redis._resp import (
+    INCOMPLETE,
+    LARGE,
+    MAX_REPLY_BYTES,
+    LargeValue,
+    coalesced,
+    new_reader,
+    text_of,
+)
 from pevensie.redis._session import Tokens, echo
+
+T = TypeVar("T")
 
 MAX_CALLS: Final = 16_384
 """Unsent and unanswered calls on one connection. Far above what a loop can keep busy (throughput
@@ -72,19 +86,24 @@ EAGER_CALLS: Final = 64
 """Calls that are written before the turn of the loop is over, so that the server begins with them
 while the loop still runs tasks that will make more. One more system call for each 64 calls."""
 
+TAIL_BYTES: Final = 28
+"""A token and its CRLF."""
+
 TIMER_RESOLUTION: Final = 0.01
 """Seconds between two looks at the deadlines: with 10,000 calls on a frozen server, each look is
 a millisecond."""
 
 
-_Entry: TypeAlias = tuple[asyncio.Future[Any], Op[Any], float]
-"""A caller in the FIFO: its future, its operation, its deadline. A plain tuple: one per call."""
+Call: TypeAlias = tuple[asyncio.Future[Any], Data, Kind[Any] | Op[Any], float, int]
+"""A call in the FIFO: its caller's future, what is sent and of which kind, its deadline, and which
+attempt it is, from 1. A plain tuple, as there is one per call: what the garbage collector has to
+visit is a fifth of the cost of a call, where a thousand wait."""
 
 
 class _Batch(NamedTuple):
     """Calls that were written one after the other, and are answered together."""
 
-    entries: list[_Entry]
+    entries: list[Call]
     replies: int
     """How many it asked for, its token included."""
     token: bytes | None
@@ -106,8 +125,11 @@ class Connection(asyncio.Protocol):
         "_echoes",
         "_flush_scheduled",
         "_gets",
+        "_large",
+        "_last_token",
         "_last_was_lone",
         "_loop",
+        "_on_failure",
         "_on_room",
         "_paused",
         "_pending",
@@ -118,6 +140,7 @@ class Connection(asyncio.Protocol):
         "_since_reply",
         "_sock",
         "_suspicion",
+        "_tail",
         "_timeout",
         "_tokens",
         "_transport",
@@ -135,8 +158,10 @@ class Connection(asyncio.Protocol):
         timeout: float,
         tokens: Tokens,
         on_room: Callable[[int], None],
+        on_failure: Callable[[Call, Exception], None],
     ) -> None:
-        """*timeout*: seconds, for rule 5. *on_room*: told how many calls have left."""
+        """*timeout*: seconds, for rule 5. *on_room*: told how many calls have left. *on_failure*:
+        given each call that has failed, and whose caller still waits."""
         self._loop = loop
         self._sock = sock
         self._timeout = timeout
@@ -144,6 +169,7 @@ class Connection(asyncio.Protocol):
         self._checked = False
         """Whether batches end with a token now."""
         self._on_room = on_room
+        self._on_failure = on_failure
         self._transport: asyncio.Transport | None = None
         self.closed = False
         """No more calls may be submitted."""
@@ -156,7 +182,7 @@ class Connection(asyncio.Protocol):
         self._why: str | None = None
         """Why this side gave the connection up; None: it did not."""
 
-        self._pending: list[_Entry] = []
+        self._pending: list[Call] = []
         self._pending_bytes = 0
         self._flush_scheduled = False
         self._last_was_lone = False
@@ -169,6 +195,12 @@ class Connection(asyncio.Protocol):
         self._gets = self._reader.gets
         self._replies: list[Any] = []
         """Replies that have come for the first batch."""
+        self._large: LargeValue | None = None
+        """The next one, if it is large and not whole yet."""
+        self._last_token: bytes | None = None
+        """Of the last batch that was answered."""
+        self._tail = b""
+        """The last bytes received."""
         self._since_reply = 0
         """Bytes received since the last whole reply."""
         self._received = 0
@@ -195,18 +227,25 @@ class Connection(asyncio.Protocol):
         # Copies: a thread that disconnects from another loop may be looking.
         batches = [batch.entries for batch in list(self._batches)]
         return any(
-            not future.done()
-            for entries in (list(self._pending), *batches)
-            for future, _, _ in entries
+            not call[0].done() for entries in (list(self._pending), *batches) for call in entries
         )
 
     def submit(
-        self, op: Op[Any], size: int, deadline: float, *, waited: bool = False
-    ) -> asyncio.Future[Any] | None:
-        """Queue *op*; the future gets its replies, or a :exc:`RedisError`.
+        self,
+        data: Data,
+        kind: Kind[T] | Op[T],
+        size: int,
+        deadline: float,
+        *,
+        future: asyncio.Future[T] | None = None,
+        attempt: int = 1,
+        waited: bool = False,
+    ) -> asyncio.Future[T] | None:
+        """Queue an operation; *future*, or a new one, gets its result, or a :exc:`RedisError`.
 
-        *size*: its bytes. *deadline* is a time of the loop's clock. To leave, a caller cancels the
-        future. ``None``: the connection is closed or full, or (unless *waited*) others were first.
+        *size*: of *data*, in bytes. *deadline* is a time of the loop's clock. To leave, a caller
+        cancels the future. ``None``: the connection is closed or full, or (unless *waited*) others
+        were first.
         """
         if (
             self._calls >= MAX_CALLS
@@ -215,8 +254,9 @@ class Connection(asyncio.Protocol):
             or (self.queued and not waited)
         ):
             return None
-        future: asyncio.Future[Any] = self._loop.create_future()
-        self._pending.append((future, op, deadline))
+        if future is None:
+            future = self._loop.create_future()
+        self._pending.append((future, data, kind, deadline, attempt))
         self._pending_bytes += size
         self._bytes += size
         self._calls += 1
@@ -316,12 +356,15 @@ class Connection(asyncio.Protocol):
             for part in coalesced(parts):
                 write(part)
 
-    def _add_batch(self, entries: list[_Entry], size: int, parts: list[bytes]) -> None:
+    def _add_batch(self, entries: list[Call], size: int, parts: list[bytes]) -> None:
         """Make a batch of *entries*, and add what is to be written for it to *parts*."""
         replies = 0
-        for _, op, _ in entries:
-            parts += op.data
-            replies += op.replies
+        for _, data, kind, _, _ in entries:
+            if isinstance(data, bytes):
+                parts.append(data)
+            else:
+                parts += data
+            replies += kind.replies
         token = None
         if self._checked:
             token = self._tokens.next()
@@ -329,7 +372,7 @@ class Connection(asyncio.Protocol):
             replies += 1
         self._batches.append(_Batch(entries, replies, token, size))
 
-    def _add_batches(self, entries: list[_Entry], size: int, parts: list[bytes]) -> None:
+    def _add_batches(self, entries: list[Call], size: int, parts: list[bytes]) -> None:
         """As :meth:`_add_batch`, but several, of about :data:`BATCH_BYTES` each."""
         count = len(entries)
         step = max(1, count * BATCH_BYTES // size)
@@ -351,26 +394,44 @@ class Connection(asyncio.Protocol):
             return
         self._received += 1
         replies = self._replies
-        before = len(replies)
-        gets = self._gets
+        before, size = len(replies), len(data)
         try:
-            self._reader.feed(data)
-            while (reply := gets()) is not INCOMPLETE:
-                replies.append(reply)
+            if size >= LARGE or self._large is not None:
+                self._reader.feed(self._beside(data))
+            else:
+                self._reader.feed(data)
+            self._tail = data[-TAIL_BYTES:]
+            replies.extend(iter(self._gets, INCOMPLETE))
         except Exception as error:  # noqa: BLE001 - hiredis raises ProtocolError, MemoryError, TypeError
             self.give_up(f"it sent what is not RESP ({type(error).__name__})")
             return
         if len(replies) == before:
-            self._since_reply += len(data)
+            self._since_reply += size
             if self._since_reply > MAX_REPLY_BYTES:
                 self.give_up(f"it sent {self._since_reply} bytes without one whole reply")
             return
         self._since_reply = 0
         self._hand_out(replies)
 
+    def _beside(self, data: bytes) -> bytes:
+        """Keep what belongs to a large value; what is left for the parser."""
+        if self._large is None:
+            # Only where the last reply is known to have ended: inside an array that the parser has
+            # begun, has_data() may be false too.
+            if self._last_token is not None and self._tail == self._last_token + b"\r\n":
+                self._large = LargeValue.begun(data)
+            return data if self._large is None else b""
+        rest = self._large.add(data)
+        if rest is None:
+            return b""
+        self._replies.append(self._large.whole())
+        self._large = None
+        return rest
+
     def _hand_out(self, replies: list[Any]) -> None:
         """Answer the batches whose replies are all there."""
         batches = self._batches
+        failed: list[tuple[Call, Exception]] = []
         answered = start = 0
         while start < len(replies):
             if not batches:
@@ -388,21 +449,30 @@ class Connection(asyncio.Protocol):
                 self.give_up("its replies were out of step")
                 break
             batches.popleft()
+            self._last_token = batch.token
             self._completed += 1
             self._bytes -= batch.size
             self._calls -= len(batch.entries)
             answered += len(batch.entries)
-            for future, op, _ in batch.entries:
-                count = op.replies
+            for call in batch.entries:
+                future, _, kind, _, _ = call
+                count = kind.replies
                 reply: Any = replies[start] if count == 1 else replies[start : start + count]
                 start += count
                 if not future.done():
-                    future.set_result(reply)
+                    try:
+                        future.set_result(kind.read(reply))
+                    except Exception as error:  # noqa: BLE001 - if not a RedisError, a bug, and its caller's alone
+                        failed.append((call, error))
             start = end
         if not self.closed:
             self._replies = replies[start:] if start < len(replies) else []
         if answered:
             self._on_room(answered)
+        for call, failure in failed:
+            if isinstance(failure, UnknownResponseError):
+                self.give_up("one of its replies made no sense")
+            self._on_failure(call, failure)
 
     def eof_received(self) -> None:
         # At once: asyncio would first try to write what is still buffered.
@@ -435,9 +505,9 @@ class Connection(asyncio.Protocol):
         left, self._calls = self._calls, 0
         self._bytes = self._pending_bytes = 0
         for sent, entries in (*((True, batch.entries) for batch in batches), (False, pending)):
-            for future, _, _ in entries:
-                if not future.done():
-                    future.set_exception(self.loss(cause, sent=sent))
+            for call in entries:
+                if not call[0].done():
+                    self._on_failure(call, self.loss(cause, sent=sent))
         self._replies = []
         self._on_room(left)
 
@@ -470,14 +540,15 @@ class Connection(asyncio.Protocol):
             *((True, batch.entries) for batch in self._batches),
             (False, self._pending),
         ):
-            for future, _, deadline in entries:
+            for call in entries:
+                deadline = call[3]
                 if deadline > now:
                     earliest = min(earliest, deadline)
                     continue
                 # Also of a caller that left earlier: its reply should have come by now.
                 sent_expired |= sent
-                if not future.done():
-                    future.set_exception(_failures.no_reply(self._timeout, sent=sent))
+                if not call[0].done():
+                    self._on_failure(call, _failures.no_reply(self._timeout, sent=sent))
         if sent_expired:
             self._suspect()
         if not self.closed and earliest < inf:

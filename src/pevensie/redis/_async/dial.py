@@ -10,8 +10,9 @@ from typing import Final, TypeVar
 
 from pevensie.errors import ConnectionLost, DeadlineExceeded, RedisError
 from pevensie.redis import _session
-from pevensie.redis._async.connection import Connection
+from pevensie.redis._async.connection import Call, Connection
 from pevensie.redis._io import log, sockets
+from pevensie.redis._retry import MAX_ATTEMPTS
 from pevensie.redis.config import RedisConfig
 
 T = TypeVar("T")
@@ -20,14 +21,18 @@ TLS_MARGIN: Final = 0.005
 """Seconds before the deadline at which a TLS handshake is given up, to say so."""
 
 
-async def dial(config: RedisConfig, on_room: Callable[[int], None]) -> Connection:
+async def dial(
+    config: RedisConfig,
+    on_room: Callable[[int], None],
+    on_failure: Callable[[Call, Exception], None],
+) -> Connection:
     """An open connection whose handshake went well.
 
     Raises :exc:`StartError`, :exc:`AuthenticationFailed` or :exc:`UnknownResponseError`.
     """
     try:
         async with asyncio.timeout(config.timeout_seconds):
-            return await _dial(config, on_room)
+            return await _dial(config, on_room, on_failure)
     except RedisError as error:
         error.server = config.address
         error.sent = False
@@ -36,7 +41,11 @@ async def dial(config: RedisConfig, on_room: Callable[[int], None]) -> Connectio
         raise sockets.start_error(error, config) from error
 
 
-async def _dial(config: RedisConfig, on_room: Callable[[int], None]) -> Connection:
+async def _dial(
+    config: RedisConfig,
+    on_room: Callable[[int], None],
+    on_failure: Callable[[Call, Exception], None],
+) -> Connection:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + config.timeout_seconds
     tokens = _session.Tokens(os.urandom(8).hex().encode())
@@ -50,6 +59,7 @@ async def _dial(config: RedisConfig, on_room: Callable[[int], None]) -> Connecti
             timeout=config.timeout_seconds,
             tokens=tokens,
             on_room=on_room,
+            on_failure=on_failure,
         )
 
     context = sockets.tls_context(config)
@@ -83,11 +93,13 @@ async def _greet(
     deadline: float,
 ) -> None:
     op = _session.handshake(config, password, tokens.next())
-    replies = connection.submit(op, len(op.data[0]), deadline)
+    (data,) = op.data
+    # The last attempt, so that its failure ends the dial.
+    future = connection.submit(data, op, len(data), deadline, attempt=MAX_ATTEMPTS)
     try:
-        if replies is None:
+        if future is None:
             raise connection.loss(sent=False)  # it was closed before it could be greeted
-        greeting = op.read(await replies)
+        greeting = await future
     except ConnectionLost as error:
         raise sockets.handshake_cut(error.args[0], config) from error
     except DeadlineExceeded as error:

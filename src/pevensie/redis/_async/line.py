@@ -4,6 +4,9 @@ Callers that find the connection closed wait, within their own deadlines, for on
 share; see :mod:`pevensie.redis._backoff` for when that is. The dial is a task of its own: a caller
 that is cancelled leaves it running for the others. Callers that find the connection full wait in
 order of arrival.
+
+A call that fails comes back here, and if it may be sent again it is queued again with the future
+that its caller awaits already: in a task of its own, so that the others need none.
 """
 
 from __future__ import annotations
@@ -11,16 +14,18 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import OrderedDict
-from typing import Any, Final
+from typing import Final, TypeVar
 
-from pevensie.errors import PoolError, RedisError
+from pevensie.errors import PoolError, RedisError, ServerError
 from pevensie.redis import _failures
-from pevensie.redis._async.connection import Connection
+from pevensie.redis._async.connection import Call, Connection
 from pevensie.redis._async.dial import dial
-from pevensie.redis._backoff import FAIL_FAST_AFTER, Backoff
-from pevensie.redis._ops import Op
-from pevensie.redis._retry import Retry, may_resend
+from pevensie.redis._backoff import FAIL_FAST_AFTER, Backoff, pause_after_refusal
+from pevensie.redis._ops import Data, Kind, Op, size_of
+from pevensie.redis._retry import MAX_ATTEMPTS, Retry, may_resend
 from pevensie.redis.config import RedisConfig
+
+T = TypeVar("T")
 
 MAX_WAITING: Final = 16_384
 """Callers that wait for room. Who comes later is refused at once: at some hundred bytes each, what
@@ -58,10 +63,27 @@ class Line:
     async def start(self) -> None:
         """Dial once, unless there is an open connection; raise how that failed."""
         if self.connection is None or self.connection.closed:
-            self._keep(await dial(self._config, self._on_room))
+            self._keep(await dial(self._config, self._on_room, self._failed))
 
-    async def submit(self, op: Op[Any], size: int, deadline: float) -> asyncio.Future[Any]:
-        """Queue *op* as soon as there is an open connection with room for it."""
+    async def call(self, data: Data, kind: Kind[T] | Op[T], deadline: float) -> T:
+        """The result of an operation that cannot be submitted at once."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        await self._queue((future, data, kind, deadline, 1))
+        return await future
+
+    async def _queue(self, call: Call, pause: float = 0) -> None:
+        """Submit *call*, after a *pause*, or see to it that its caller learns why not."""
+        try:
+            if pause:
+                await asyncio.sleep(pause)
+            await self._submit(call)
+        except RedisError as error:
+            if not call[0].done():
+                self._failed(call, error)
+
+    async def _submit(self, call: Call) -> None:
+        """Submit *call* as soon as there is an open connection with room for it."""
+        future, data, kind, deadline, attempt = call
         self.callers += 1
         waiting_for = "a connection"
         try:
@@ -74,10 +96,18 @@ class Line:
                         waiting_for = "a connection"
                         await self._redialled()
                         continue
-                    future = connection.submit(op, size, deadline, waited=waiting_for == "room")
-                    if future is not None:
+                    queued = connection.submit(
+                        data,
+                        kind,
+                        size_of(data),
+                        deadline,
+                        future=future,
+                        attempt=attempt,
+                        waited=waiting_for == "room",
+                    )
+                    if queued is not None:
                         self._wake(1)
-                        return future
+                        return
                     waiting_for, again = "room", waiting_for == "room"
                     await self._room(first=again)
         except RedisError:
@@ -87,16 +117,45 @@ class Line:
         finally:
             self.callers -= 1
 
-    def drop(self, why: str) -> None:
-        """Give the connection up: the next call dials another."""
-        if self.connection is not None:
-            self.connection.give_up(why)
+    # -- failures ----------------------------------------------------------------------------
 
-    def look_up_again(self) -> None:
+    def _failed(self, call: Call, error: Exception) -> None:
+        """Tell the caller of *call*, or try it again, which the caller does not notice."""
+        future, data, kind, deadline, attempt = call
+        if isinstance(error, RedisError):
+            if error.server is None:
+                error.server = self._config.address
+            if attempt < MAX_ATTEMPTS and may_resend(kind.retry, error):
+                pause = 0.0
+                if isinstance(error, ServerError):  # else dialling has pauses of its own
+                    if error.code == "READONLY":
+                        self._look_up_again()
+                    pause = pause_after_refusal(attempt, random.random)
+                if pause == 0 or future.get_loop().time() + pause < deadline:
+                    self._try_again((future, data, kind, deadline, attempt + 1), pause, error)
+                    return
+        future.set_exception(error)
+
+    def _try_again(self, call: Call, pause: float, failure: RedisError) -> None:
+        """Begin to queue *call* again, in a task that ends when its caller leaves."""
+        future = call[0]
+        self.callers += 1
+        task = future.get_loop().create_task(self._queue(call, pause))
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self.callers -= 1
+            if not future.done() and (task.cancelled() or task.exception() is not None):
+                future.set_exception(failure)
+
+        task.add_done_callback(ended)
+        future.add_done_callback(lambda _: task.cancel())
+
+    def _look_up_again(self) -> None:
         """Give the connection up to a server that became a replica, so that its name is looked up
         again; not more often than is worth it."""
-        if self._backoff.may_look_up(asyncio.get_running_loop().time()):
-            self.drop("the server became a replica")
+        now = asyncio.get_running_loop().time()
+        if self.connection is not None and self._backoff.may_look_up(now):
+            self.connection.give_up("the server became a replica")
 
     def shut(self) -> None:
         """Close for good. Whoever still waits is told so."""
@@ -142,7 +201,7 @@ class Line:
         try:
             await asyncio.sleep(self._backoff.next_dial - loop.time())
             started = loop.time()
-            self._keep(await dial(self._config, self._on_room))
+            self._keep(await dial(self._config, self._on_room, self._failed))
         except RedisError as error:
             self._backoff.failed(error, started, loop.time())
             return error

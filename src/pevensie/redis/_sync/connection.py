@@ -28,7 +28,14 @@ from pevensie.errors import ConnectionLost, DeadlineExceeded, UnknownResponseErr
 from pevensie.redis import _failures
 from pevensie.redis._io.sockets import Readiness, reset_on_close
 from pevensie.redis._ops import Op
-from pevensie.redis._resp import INCOMPLETE, LARGE, MAX_REPLY_BYTES, LargeValue, new_reader
+from pevensie.redis._resp import (
+    INCOMPLETE,
+    LARGE,
+    MAX_REPLY_BYTES,
+    LargeValue,
+    keep_freed_memory,
+    new_reader,
+)
 from pevensie.redis._session import Tokens
 
 T = TypeVar("T")
@@ -43,9 +50,9 @@ class Connection:
     """An open connection. Its methods block."""
 
     __slots__ = (
-        "__weakref__", "_awaited", "_encrypted", "_feed", "_gets", "_given_up", "_large", "_poll",
-        "_reader", "_ready", "_replies", "_sock", "_timeout", "_token", "_tokens", "checked",
-        "dirty", "outdated", "torn",
+        "__weakref__", "_awaited", "_encrypted", "_fed", "_feed", "_gets", "_given_up", "_large",
+        "_poll", "_reader", "_ready", "_replies", "_sock", "_timeout", "_token", "_tokens",
+        "checked", "dirty", "outdated", "torn",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
@@ -74,6 +81,9 @@ class Connection:
         """How many replies the last write asked for, its token included."""
         self._replies: list[Any] = []
         """Those that have come."""
+        self._fed = False
+        """Since the last write the parser got something: it may be inside an array now, which
+        ``has_data()`` does not tell."""
         self._large: LargeValue | None = None
         """The next one, if it is large and not whole yet."""
 
@@ -143,6 +153,7 @@ class Connection:
         """Send *data*, to which there will be so many *replies*, and a token."""
         self.dirty = self.torn = True
         self._replies = []
+        self._fed = False
         self._awaited = replies
         if self._tokens is not None:
             self._awaited += 1
@@ -219,9 +230,11 @@ class Connection:
                 raise self._lost(None, replies, sent=True)
             count = len(data)
             try:
-                if count == size or since_reply:
+                if self._large is not None or (count == size and not self._fed):
                     data = self._beside(data)
-                self._feed(data)
+                if data:
+                    self._fed = True
+                    self._feed(data)
                 while (reply := self._gets()) is not INCOMPLETE:
                     replies.append(reply)
             except Exception as error:
@@ -234,6 +247,7 @@ class Connection:
                 break
             if count == size:
                 size = MORE_READ
+                keep_freed_memory()
             since_reply = 0 if len(replies) > seen else since_reply + count
             seen = len(replies)
             if since_reply > MAX_REPLY_BYTES:
@@ -252,8 +266,7 @@ class Connection:
     def _beside(self, data: bytes) -> bytes:
         """Keep what belongs to a large value; what is left for the parser."""
         if self._large is None:
-            if not self._reader.has_data():
-                self._large = LargeValue.begun(data)
+            self._large = LargeValue.begun(data)
             return data if self._large is None else b""
         rest = self._large.add(data)
         if rest is None:

@@ -1,0 +1,1 @@
+"""The promises, under real faults: see ``run.py`` for how a scenario is played and replayed."""
