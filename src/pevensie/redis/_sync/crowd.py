@@ -60,12 +60,13 @@ class Batch:
     """Calls that travel together, on one connection."""
 
     __slots__ = (
-        "__weakref__", "answered", "callers", "connection", "left", "outcomes", "over", "reader",
+        "__weakref__", "answered", "callers", "connection", "left", "outcomes", "reader",
         "replies", "sent",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, leader: Caller) -> None:
-        self.connection = connection
+        self.connection: Any = connection
+        """None: it was given back."""
         self.callers = [leader]
         leader.place = 0
         self.sent = False
@@ -78,8 +79,6 @@ class Batch:
         """Who does not wait: timed out, interrupted, or its replies were read by itself."""
         self.answered = False
         """Each caller has its outcome. From then on, nobody is added to *left*."""
-        self.over = False
-        """The connection was given back."""
         self.outcomes: list[Any] = []
         """For each caller its result, or the exception to raise."""
 

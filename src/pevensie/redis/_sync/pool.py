@@ -346,12 +346,12 @@ class Pool:
         if not batch.wake_after(place):
             return
         with self._lock:
-            if batch.over:
-                return
-            batch.over = True
+            # The batch lets go of it: if this thread is interrupted here, nothing holds it.
+            connection, batch.connection = batch.connection, None
             if self._batch is not None and self._batch() in (batch, None):
                 self._batch = None
-        self._release(batch.connection)
+        if connection is not None:
+            self._release(connection)
 
     def _hand_over(self, batch: Batch, error: BaseException) -> None:
         """The thread that reads for all has left, because of *error*: another goes on reading, or,
