@@ -767,3 +767,18 @@ async def test_an_exception_while_a_reply_is_read_is_its_callers_alone(fake: Fak
         assert (first, last) == ("SHIP:1", "SHIP:2")
         assert isinstance(bad, ZeroDivisionError)
         assert fake.accepted == 1
+
+
+async def test_replies_of_all_sizes_in_one_burst(server: Any) -> None:
+    """Around the bytes that the parser is given at a time, and around those from which values
+    travel as parts of their own."""
+    random.seed(seed := random.randrange(2**32))
+    around = [n + d for n in (0, 1, 1023, 16 * 1024, 64 * 1024, 1024 * 1024) for d in (-1, 0, 1)]
+    sizes = [max(0, size) for size in around for _ in range(4)]
+    random.shuffle(sizes)
+    async with connected(server.config, "async") as c:
+        values = [f"{number}/".ljust(size, "x")[:size] for number, size in enumerate(sizes)]
+        sets = (c.set("burst", n, value, ttl_seconds=60) for n, value in enumerate(values))
+        await asyncio.gather(*sets)
+        gets = (c.get("burst", number) for number in range(len(values)))
+        assert await asyncio.gather(*gets) == values, f"seed {seed}"

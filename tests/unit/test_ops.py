@@ -239,3 +239,16 @@ def test_the_code_is_the_first_word(text: str, code: str) -> None:
 
 def test_a_command_is_an_array_of_bulk_strings() -> None:
     assert command(b"GET", b"k\r\n") == b"*2\r\n$3\r\nGET\r\n$3\r\nk\r\n\r\n"
+
+
+@pytest.mark.parametrize("length", [1, 1023, 1024, 1025, LARGE - 1])
+@pytest.mark.parametrize("ttl", [None, 5000, 5001])
+def test_arguments_of_any_size_are_announced_as_they_are(length: int, ttl: int | None) -> None:
+    """Short ones by a table, long ones without; and the two forms of GET and SET are one."""
+    key, value = b"k" * length, b"v" * length
+    get, put = _ops.get(key), _ops.set_entries([(key, value)], ttl, single=False)
+    assert parsed(get) == [[b"GET", key]]
+    assert get == ((_ops.get_data(key),), _ops.GET.replies, _ops.GET.read, _ops.GET.retry)
+    assert parsed(put)[1] == [b"SET", key, value]
+    data, kind = _ops.prepared_set([(key, value)], ttl, single=False)
+    assert put == ((data,), kind.replies, kind.read, kind.retry)

@@ -86,6 +86,10 @@ EAGER_CALLS: Final = 64
 """Calls that are written before the turn of the loop is over, so that the server begins with them
 while the loop still runs tasks that will make more. One more system call for each 64 calls."""
 
+PARSED_BYTES: Final = 16 * 1024
+"""Bytes that the parser is given at a time. Each kilobyte or so that it has read, hiredis moves all
+that it has not: of 200 replies of a kilobyte at once, that took two thirds of its time."""
+
 TAIL_BYTES: Final = 28
 """A token and its CRLF."""
 
@@ -396,12 +400,9 @@ class Connection(asyncio.Protocol):
         replies = self._replies
         before, size = len(replies), len(data)
         try:
-            if size >= LARGE or self._large is not None:
-                self._reader.feed(self._beside(data))
-            else:
-                self._reader.feed(data)
+            beside = size >= LARGE or self._large is not None
+            self._parse(self._beside(data) if beside else data, replies)
             self._tail = data[-TAIL_BYTES:]
-            replies.extend(iter(self._gets, INCOMPLETE))
         except Exception as error:  # noqa: BLE001 - hiredis raises ProtocolError, MemoryError, TypeError
             self.give_up(f"it sent what is not RESP ({type(error).__name__})")
             return
@@ -412,6 +413,18 @@ class Connection(asyncio.Protocol):
             return
         self._since_reply = 0
         self._hand_out(replies)
+
+    def _parse(self, data: bytes, replies: list[Any]) -> None:
+        """Add the replies that *data* completes to *replies*."""
+        size = len(data)
+        start, step = 0, PARSED_BYTES
+        while start < size:
+            before = len(replies)
+            self._reader.feed(data, start, min(step, size - start))
+            replies.extend(iter(self._gets, INCOMPLETE))
+            start += step
+            if len(replies) == before:
+                step = size  # a large reply is on its way: hand over the rest at once
 
     def _beside(self, data: bytes) -> bytes:
         """Keep what belongs to a large value; what is left for the parser."""
